@@ -1,0 +1,46 @@
+# The agents of the reference host, `agent-host`. docs/agents.md lists every field.
+{ mkHermesAgent }:
+[
+  # Writes code: on the public internet, never on a private network.
+  (mkHermesAgent {
+    name = "coding";
+    egress = "internet";
+    memory = "2g";
+    cpus = 2;
+    pids = 512;
+    settings = {
+      agent.max_turns = 40;
+      terminal.backend = "local";
+    };
+  })
+
+  # Reads what it is pointed to, and speaks.
+  (mkHermesAgent {
+    name = "research";
+    egress = [
+      {
+        network = "198.51.100.0/24";
+        ports = [
+          80
+          443
+        ];
+      }
+      {
+        network = "2001:db8:100::/48";
+        ports = [ 443 ];
+      }
+    ];
+    tts = true;
+    memory = "1g";
+    settings.agent.max_turns = 20;
+  })
+
+  # Works on what it has: no way out.
+  (mkHermesAgent {
+    name = "writer";
+    memory = "512m";
+    cpus = 0.5;
+    pids = 128;
+    settings.agent.max_turns = 10;
+  })
+]

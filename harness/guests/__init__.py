@@ -1,0 +1,32 @@
+"""Guests: ways to turn a plan into a bootable machine. One module each; this is what they share."""
+
+from typing import Protocol
+
+from harness.cache import Cache
+from harness.policy import Plan
+from harness.vm.image import Image
+from harness.vm.machine import Machine
+
+
+class Guest(Protocol):
+    """A kind of guest. A third one is a new module with a class of this shape."""
+
+    name: str
+
+    def build(self, cache: Cache) -> Image:
+        """The bootable image, from the cache or made now."""
+
+    def key(self) -> str:
+        """The content key of ``build``'s result, the activation program included."""
+
+    def set_up(self, machine: Machine, empty: Plan, timeout: float) -> None:
+        """Wait for a machine that was just powered on, put the plan without agents in force, load images."""
+
+    def adapt(self, plan: Plan, image: Image) -> Plan:
+        """The plan as this guest can run it: e.g. with an image that it has, not one it must pull."""
+
+    def activate(self, machine: Machine, plan: Plan) -> None:
+        """Switch the machine to ``plan`` and wait for its agents; raises ``CommandFailed``."""
+
+    def roll_back(self, machine: Machine) -> None:
+        """Switch the machine to the plan that it had before."""

@@ -1,0 +1,418 @@
+#!/usr/bin/env python3
+"""Apply a plan to this Debian host, the way switch-to-configuration does on NixOS.
+
+    activate.py switch PLAN.json|-     write a new generation and switch to it
+    activate.py rollback [N]           switch to generation N (default: the one before the current)
+    activate.py generations            list them, the current one marked
+
+Runs in the guest as root with its own Python and nothing else. A generation is a directory
+``/var/lib/tentaflake/generations/N`` that holds everything derived from its plan; the link ``current``
+names the one in force, and flipping it is the switch: units (by way of a systemd generator), firewall
+and configuration are all read through it. A switch that fails goes back to the former generation.
+
+Exit codes: 0 done; 1 failed, the former generation is in force; 2 wrong usage or a plan that cannot be read.
+"""
+
+import argparse
+import fcntl
+import http.client
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path("/var/lib/tentaflake")
+CURRENT = ROOT / "current"
+PLAN_VERSION = 1
+START_TIMEOUT = 180.0
+Files = dict[str, tuple[int, str]]
+
+
+class Failed(Exception):
+    """The switch did not succeed; the message is for the person who asked for it."""
+
+
+# --- what a plan means on this host: pure functions, plan in, text out -------------------------------
+
+
+def render(plan: dict[str, Any]) -> Files:
+    """All files of a generation: relative path to (mode, text)."""
+    files: Files = {
+        "plan.json": (0o600, json.dumps(plan, indent=1, sort_keys=True)),
+        "nftables.nft": (0o600, firewall(plan)),
+        "sysusers.conf": (0o600, sysusers(plan)),
+        "tmpfiles.conf": (0o600, tmpfiles(plan)),
+        "daemon.json": (0o644, json.dumps(plan["docker"]["settings"], indent=1, sort_keys=True) + "\n"),
+        "units/nftables.service": (0o644, FIREWALL_UNIT),
+        "units/tentaflake.target": (0o644, target_unit(plan)),
+    }
+    for name, agent in plan["agents"].items():
+        files[f"agents/{name}/start"] = (0o700, start_script(agent))
+        files[f"agents/{name}/config.yaml"] = (0o400, agent["config"]["content"])
+        files[f"units/{agent['service']['name']}.service"] = (0o644, agent_unit(agent))
+    return files
+
+
+def firewall(plan: dict[str, Any]) -> str:
+    """An nft file that replaces the table in one transaction: there is no moment without rules (F6)."""
+    family, table = plan["nftables"]["family"], plan["nftables"]["table"]
+    head = f"table {family} {table}\ndelete table {family} {table}\n"
+    return f"{head}table {family} {table} {{\n{plan['nftables']['content']}\n}}\n"
+
+
+def sysusers(plan: dict[str, Any]) -> str:
+    """sysusers.d(5) lines. The uid and the group's gid are given, never chosen here."""
+    lines = [f"g {name} {group['gid']}" for name, group in plan["groups"].items()]
+    for name, user in plan["users"].items():
+        fields = (name, f"{user['uid']}:{user['group']}", f'"{user["description"]}"', user["home"], user["shell"])
+        lines.append("u " + " ".join(fields))
+    return "\n".join(lines) + "\n"
+
+
+def tmpfiles(plan: dict[str, Any]) -> str:
+    """tmpfiles.d(5) lines for the plan's directories."""
+    return "".join(f"d {d['path']} {d['mode']} {d['user']} {d['group']} -\n" for d in plan["directories"])
+
+
+FIREWALL_UNIT = f"""[Unit]
+# In place of Debian's own, which flushes Docker's rules too when it stops; NixOS' has the same name.
+Description=Firewall of the agents (table inet tentaflake)
+DefaultDependencies=no
+After=systemd-modules-load.service local-fs.target
+Before=network-pre.target docker.service
+Wants=network-pre.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/sbin/nft -f {CURRENT}/nftables.nft
+ExecReload=/usr/sbin/nft -f {CURRENT}/nftables.nft
+"""
+
+
+def target_unit(plan: dict[str, Any]) -> str:
+    """The target that boot reaches: the firewall and every agent that starts by itself."""
+    wanted = [a["service"]["name"] + ".service" for a in plan["agents"].values() if a["service"]["wantedBy"]]
+    lines = "".join(f"Wants={unit}\n" for unit in ["nftables.service", "docker.service", *wanted])
+    return f"[Unit]\nDescription=All Hermes agents of this host\n{lines}"
+
+
+def agent_unit(agent: dict[str, Any]) -> str:
+    """The unit of one agent. It holds names that the policy has checked, and no free text of the spec."""
+    service, container = agent["service"], agent["container"]["name"]
+    return f"""[Unit]
+Description=Hermes agent {agent["name"]}
+Requires={" ".join(service["requires"])}
+After={" ".join(service["after"])}
+StartLimitIntervalSec={service["startLimitIntervalSec"]}
+
+[Service]
+Type=exec
+ExecStart={CURRENT}/agents/{agent["name"]}/start
+ExecStop=/usr/bin/docker stop {container}
+ExecStopPost=-/usr/bin/docker rm --force {container}
+Restart={service["restart"]}
+RestartSec={service["restartSec"]}
+TimeoutStopSec=30
+"""
+
+
+def network_arguments(agent: dict[str, Any]) -> list[str]:
+    """``docker network create`` for the agent's own bridge."""
+    network = agent["network"]
+    return [
+        "--driver=bridge",
+        f"--opt=com.docker.network.bridge.name={network['bridge']}",
+        *(["--internal"] if network["internal"] else []),
+        f"--subnet={network['ipv4']['subnet']}",
+        f"--gateway={network['ipv4']['gateway']}",
+        "--ipv6",
+        f"--subnet={network['ipv6']['subnet']}",
+        f"--gateway={network['ipv6']['gateway']}",
+        network["name"],
+    ]
+
+
+def run_arguments(agent: dict[str, Any]) -> list[str]:
+    """``docker run``, flag by flag as NixOS' oci-containers module gives them."""
+    container = agent["container"]
+    return [
+        f"--name={container['name']}",
+        "--rm",
+        f"--pull={container['pull']}",
+        f"--hostname={container['hostname']}",
+        f"--user={container['user']}",
+        f"--workdir={container['workdir']}",
+        *(f"--env={name}={value}" for name, value in sorted(container["environment"].items())),
+        *(f"--publish={port}" for port in container["ports"]),
+        *(f"--network={network}" for network in container["networks"]),
+        *container["options"],
+        container["image"],
+        *container["command"],
+    ]
+
+
+def start_script(agent: dict[str, Any]) -> str:
+    """What the unit runs. Every word that a spec can choose is quoted for the shell."""
+    network, wanted = agent["network"]["name"], shlex.join(network_arguments(agent))
+    as_agent = f"setpriv --reuid={agent['uid']} --regid={agent['gid']} --clear-groups"
+    mount_point = shlex.quote(f"{agent['stateDir']}/config.yaml")
+    return f"""#!/bin/sh
+set -eu
+# The configuration is mounted over this file. The agent owns the directory, so the agent makes it.
+[ -e {mount_point} ] || {as_agent} touch {mount_point}
+docker rm --force {agent["container"]["name"]} > /dev/null 2>&1 || :
+wanted={shlex.quote(wanted)}
+if [ "$(docker network inspect --format '{{{{ index .Labels "tentaflake" }}}}' {network} 2> /dev/null)" != "$wanted" ]; then
+  docker network rm {network} > /dev/null 2>&1 || :
+  docker network create --label "tentaflake=$wanted" {wanted} > /dev/null
+fi
+exec docker run {shlex.join(run_arguments(agent))}
+"""
+
+
+# --- generations ---------------------------------------------------------------------------------------
+
+
+def current_generation() -> int | None:
+    try:
+        return int(os.readlink(CURRENT).rsplit("/", 1)[-1])
+    except FileNotFoundError:
+        return None
+
+
+def generations() -> list[int]:
+    return sorted(int(path.name) for path in (ROOT / "generations").glob("[0-9]*"))
+
+
+def generation(number: int) -> Path:
+    return ROOT / "generations" / str(number)
+
+
+def read_plan(number: int | None) -> dict[str, Any]:
+    if number is None:
+        return {"agents": {}}
+    plan: dict[str, Any] = json.loads((generation(number) / "plan.json").read_text())
+    return plan
+
+
+def write_generation(plan: dict[str, Any]) -> int:
+    """Write the next generation, whole or not at all; returns its number."""
+    number = max(generations(), default=0) + 1
+    partial = ROOT / "generations" / f".{number}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for name, (mode, text) in render(plan).items():
+        path = partial / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(mode)
+    os.sync()
+    partial.rename(generation(number))
+    return number
+
+
+def flip(number: int) -> None:
+    """Make ``current`` name this generation, atomically."""
+    new = ROOT / ".current.new"
+    new.unlink(missing_ok=True)
+    new.symlink_to(f"generations/{number}")
+    new.rename(CURRENT)
+    os.sync()
+
+
+# --- the switch --------------------------------------------------------------------------------------------
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failed(f"{shlex.join(command)} failed ({done.returncode}): {(done.stderr or done.stdout).strip()}")
+
+
+def prepare(number: int) -> None:
+    """What may be done before the switch, because the former generation does not mind."""
+    here = generation(number)
+    run("nft", "--check", "--file", str(here / "nftables.nft"))
+    run("systemd-sysusers", str(here / "sysusers.conf"))
+    run("systemd-tmpfiles", "--create", str(here / "tmpfiles.conf"))
+    if (here / "daemon.json").read_text() != _text(Path("/etc/docker/daemon.json")):
+        run("dockerd", "--validate", "--config-file", str(here / "daemon.json"))
+        Path("/etc/docker").mkdir(exist_ok=True)
+        shutil.copyfile(here / "daemon.json", "/etc/docker/daemon.json")
+        run("systemctl", "restart", "docker.service")
+
+
+def configure(number: int, agent: dict[str, Any]) -> None:
+    """Put the agent's configuration in its place, in one step; the agent reads it when it starts."""
+    config = agent["config"]
+    path = Path(config["path"])
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(_text(generation(number) / "agents" / agent["name"] / "config.yaml"))
+    shutil.chown(new, config["user"], config["group"])
+    new.chmod(int(config["mode"], 8))
+    new.rename(path)
+
+
+def stop_units(agents: list[dict[str, Any]]) -> None:
+    """Stop the agents' units; one that was never loaded (exit code 5) is stopped enough."""
+    for agent in agents:
+        unit = agent["service"]["name"] + ".service"
+        done = subprocess.run(["systemctl", "stop", unit], capture_output=True, text=True, check=False)
+        if done.returncode not in (0, 5):
+            raise Failed(f"{unit} does not stop: {done.stderr.strip()}")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def fingerprint(number: int | None, agent: dict[str, Any]) -> list[str]:
+    """What an agent's container is made from; if it differs, the agent must be restarted."""
+    if number is None:
+        return []
+    here, name = generation(number), agent["name"]
+    names = (f"agents/{name}/start", f"agents/{name}/config.yaml", f"units/{agent['service']['name']}.service")
+    return [_text(here / path) for path in names]
+
+
+def switch_to(number: int, former: int | None) -> None:
+    """Put a written generation in force; agents that are the same in both are not touched."""
+    old, new = read_plan(former)["agents"], read_plan(number)["agents"]
+    prepare(number)
+    same = {
+        name
+        for name in old.keys() & new.keys()
+        if fingerprint(former, old[name]) == fingerprint(number, new[name])
+    }
+    stop_units([agent for name, agent in old.items() if name not in same])
+    for name in old.keys() - new.keys():
+        subprocess.run(["docker", "network", "rm", old[name]["network"]["name"]], capture_output=True, check=False)
+        shutil.rmtree(Path(old[name]["config"]["path"]).parent, ignore_errors=True)
+    for name in new.keys() - same:
+        configure(number, new[name])
+    flip(number)
+    run("systemctl", "daemon-reload")
+    run("systemctl", "reload-or-restart", "nftables.service")
+    run("systemctl", "start", "tentaflake.target")
+    wanted = [agent for agent in new.values() if agent["autoStart"]]
+    if wanted:
+        run("systemctl", "start", "--no-block", *(agent["service"]["name"] + ".service" for agent in wanted))
+        wait_running([agent["container"]["name"] for agent in wanted])
+
+
+class DockerConnection(http.client.HTTPConnection):
+    """HTTP to Docker's own socket: a question costs no process."""
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect("/run/docker.sock")
+
+
+def running_containers() -> set[str]:
+    connection = DockerConnection("docker")
+    try:
+        connection.request("GET", "/containers/json")
+        return {container["Names"][0].lstrip("/") for container in json.load(connection.getresponse())}
+    finally:
+        connection.close()
+
+
+def wait_running(names: list[str]) -> None:
+    """Wait until every container runs; a container that keeps failing is named with its last words."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while missing := sorted(set(names) - running_containers()):
+        restarts = {name: _restarts(name) for name in missing}
+        failing = [name for name, count in restarts.items() if count >= 3]
+        if failing or time.monotonic() > deadline:
+            name = (failing or missing)[0]
+            journal = subprocess.run(
+                ["journalctl", "-u", f"docker-{name}.service", "-n", "15", "--no-pager", "-o", "cat"],
+                capture_output=True,
+                text=True,
+                check=False,
+            ).stdout
+            raise Failed(f"agent container {name} does not come up:\n{journal}")
+        time.sleep(0.25)
+
+
+def _restarts(name: str) -> int:
+    done = subprocess.run(
+        ["systemctl", "show", "--property=NRestarts", "--value", f"docker-{name}.service"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return int(done.stdout.strip() or 0)
+
+
+def switch(number: int) -> None:
+    """Switch, or go back to where we were."""
+    former = current_generation()
+    try:
+        switch_to(number, former)
+    except (Failed, OSError, KeyError) as error:
+        try:
+            if former is not None and former != number:
+                switch_to(former, number)
+        except Failed as second:
+            raise Failed(f"{error}\nand going back to generation {former} failed too: {second}") from error
+        raise Failed(f"{error}\ngeneration {former if former is not None else '(none)'} is in force") from error
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="activate.py", description="Apply a plan to this host.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("switch", help="switch to a plan").add_argument("plan", help="a JSON file, or - for stdin")
+    back = commands.add_parser("rollback", help="switch to a former generation")
+    back.add_argument("number", type=int, nargs="?", help="default: the one before the current")
+    commands.add_parser("generations", help="list the generations")
+    options = parser.parse_args(arguments)
+    (ROOT / "generations").mkdir(parents=True, exist_ok=True)
+    ROOT.chmod(0o700)
+    with (ROOT / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two switches at once: one after the other
+        try:
+            if options.command == "switch":
+                text = sys.stdin.read() if options.plan == "-" else Path(options.plan).read_text()
+                plan = json.loads(text)
+                if not isinstance(plan, dict) or plan.get("version") != PLAN_VERSION:
+                    print(f"activate: not a plan of version {PLAN_VERSION}", file=sys.stderr)
+                    return 2
+                number = write_generation(plan)
+                try:
+                    switch(number)
+                except Failed:
+                    shutil.rmtree(generation(number), ignore_errors=True)
+                    raise
+            elif options.command == "rollback":
+                now = current_generation() or 0
+                earlier = [n for n in generations() if n < now]
+                number = options.number or (earlier[-1] if earlier else 0)
+                if number not in generations():
+                    print(f"activate: there is no generation {number or 'before this one'}", file=sys.stderr)
+                    return 2
+                switch(number)
+            for number in generations():
+                print(number, "current" if number == current_generation() else "")
+        except json.JSONDecodeError as error:
+            print(f"activate: the plan is not JSON: {error}", file=sys.stderr)
+            return 2
+        except Failed as error:
+            print(f"activate: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,295 @@
+"""The Debian guest: Debian stable's systemd, nftables and Docker, and an activation program.
+
+Built with mmdebstrap from the Debian mirror that this machine's apt uses (or mmdebstrap's own default
+where apt knows none), with no privilege but those mmdebstrap finds (root, or user namespaces).
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+from harness.cache import Cache, key_of
+from harness.errors import HarnessError
+from harness.guests import probe_image
+from harness.policy import Plan, substitute_image
+from harness.progress import step
+from harness.vm.image import Image
+from harness.vm.machine import Machine
+from harness.vm.shell import CommandFailed
+
+SUITE = "trixie"
+DISK_SIZE = "12G"
+FILES = Path(__file__).parent / "files"
+ACTIVATE = Path(__file__).parent / "activate.py"
+SHELL = Path(__file__).parent.parent / "vm" / "guest_shell.py"
+
+PACKAGES = """
+    systemd systemd-sysv udev dbus kmod procps util-linux iproute2 iputils-ping ca-certificates
+    linux-image-cloud-amd64 initramfs-tools zstd
+    docker.io docker-cli iptables nftables openssh-server age busybox-static
+    python3
+""".split()
+PROBE_IMAGE = "usr/lib/tentaflake/probe.tar"
+
+# Path in the guest -> (mode, source file or text).
+CONTENT: dict[str, tuple[int, Path | str]] = {
+    "usr/lib/tentaflake/shell.py": (0o755, SHELL),
+    "usr/lib/tentaflake/activate.py": (0o755, ACTIVATE),
+    "etc/systemd/system/tentaflake-shell.service": (0o644, FILES / "tentaflake-shell.service"),
+    "etc/systemd/system-generators/tentaflake": (0o755, FILES / "unit-generator"),
+    "etc/hostname": (0o644, "agent-host\n"),
+    "etc/hosts": (0o644, "127.0.0.1 localhost agent-host\n::1 localhost agent-host\n"),
+    "etc/resolv.conf": (0o644, "nameserver 10.0.2.3\n"),
+    "etc/fstab": (0o644, "/dev/vda / ext4 defaults 0 1\n"),
+    "etc/systemd/network/lan.network": (
+        0o644,
+        "[Match]\nName=eth0\n[Link]\nRequiredForOnline=no\n[Network]\nAddress=10.0.2.15/24\n"
+        "Gateway=10.0.2.2\nAddress=fec0::15/64\nLinkLocalAddressing=ipv6\nIPv6AcceptRA=no\n",
+    ),
+    "etc/ssh/sshd_config.d/tentaflake.conf": (
+        0o644,
+        "HostKey /etc/ssh/ssh_host_ed25519_key\nPasswordAuthentication no\nUseDNS no\n",
+    ),
+    "etc/systemd/system/ssh.service.d/host-key.conf": (
+        0o644,
+        "[Service]\nExecStartPre=\nExecStartPre=/bin/sh -c 'test -e /etc/ssh/ssh_host_ed25519_key || "
+        'ssh-keygen -q -t ed25519 -N "" -f /etc/ssh/ssh_host_ed25519_key\'\nExecStartPre=/usr/sbin/sshd -t\n',
+    ),
+    "etc/systemd/system/serial-getty@ttyS0.service.d/autologin.conf": (
+        0o644,
+        "[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --keep-baud 115200 - $TERM\n",
+    ),
+    # A fork's clock jumps; nothing may hang on that.
+    "etc/systemd/system.conf.d/tentaflake.conf": (0o644, "[Manager]\nDefaultTimeoutStartSec=300s\n"),
+    "etc/sysctl.d/60-tentaflake.conf": (0o644, "kernel.panic_on_oops=1\n"),
+}
+MASKED = (
+    "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer "
+    "systemd-networkd-wait-online.service systemd-firstboot.service"
+).split()
+ENABLED = "systemd-networkd ssh serial-getty@ttyS0".split()
+# The plan says how Docker is set up and starts it, behind the firewall.
+DISABLED = "docker.service docker.socket containerd.service nftables.service".split()
+COMMAND_LINE = (
+    "root=/dev/vda rw console=ttyS0,115200 quiet loglevel=4 panic=-1 net.ifnames=0 "
+    "mitigations=off random.trust_cpu=on systemd.show_status=0"
+)
+
+
+def debian_sources() -> str:
+    """apt sources for the suite, from the mirrors that this machine's apt is set up with.
+
+    Empty where apt knows no Debian mirror (Ubuntu, say): mmdebstrap then uses its own default.
+    """
+    listing = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    mirrors = {}
+    for line in listing.splitlines():
+        origin, label, uri = line.split("|", 2)
+        if origin == "Debian" and label in ("Debian", "Debian-Security"):
+            mirrors.setdefault(label, uri)
+    if "Debian" not in mirrors:
+        return ""
+    lines = [f"deb {mirrors['Debian']} {suite} main" for suite in (SUITE, f"{SUITE}-updates")]
+    if "Debian-Security" in mirrors:
+        lines.append(f"deb {mirrors['Debian-Security']} {SUITE}-security main")
+    return "\n".join(lines) + "\n"
+
+
+def apt_options() -> list[str]:
+    """This machine's own apt settings for fetching (proxy, certificates, retries)."""
+    dump = subprocess.run(
+        ["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=False
+    ).stdout
+    wanted = re.compile(r"Acquire::(https?::|Retries|Check-Valid-Until|Check-Date|ForceIPv)", re.IGNORECASE)
+    return [line for line in dump.splitlines() if wanted.match(line) and not line.endswith('"";')]
+
+
+class DebianGuest:
+    """Debian stable with an activation program: the guest that runs wherever Debian packages can be had."""
+
+    name = "debian"
+
+    def key(self) -> str:
+        content = {path: (mode, _content(source)) for path, (mode, source) in CONTENT.items()}
+        return key_of(root=_root_key(), disk=DISK_SIZE, content=content, probe=_content(Path(probe_image.__file__)))
+
+    def build(self, cache: Cache) -> Image:
+        directory = cache.make("images", self.key(), lambda directory: _make_image(cache, directory))
+        return Image(
+            key=self.key(),
+            directory=directory,
+            kernel=directory / "vmlinuz",
+            initrd=directory / "initrd",
+            disk=directory / "disk.raw",
+            command_line=COMMAND_LINE,
+            manifest=json.loads((directory / "manifest.json").read_text()),
+        )
+
+    def set_up(self, machine: Machine, empty: Plan, timeout: float) -> None:
+        verdict = machine.run("systemctl is-system-running --wait", timeout=timeout)
+        if verdict.text.strip() != "running":
+            failed = machine.run("systemctl --failed --no-legend --plain; journalctl -b -p err -n 20 --no-pager")
+            raise CommandFailed(f"the guest came up {verdict.text.strip() or 'not at all'}:\n{failed.text}")
+        self.activate(machine, empty)
+        machine.run(f"docker load -q -i /{PROBE_IMAGE}", timeout=timeout).check()
+
+    def adapt(self, plan: Plan, image: Image) -> Plan:
+        """Every agent runs the probe image: it is there, and a test machine has no registry to pull from."""
+        return substitute_image(plan, image.manifest["images"]["probe"])
+
+    def activate(self, machine: Machine, plan: Plan) -> None:
+        machine.run(
+            ["/usr/lib/tentaflake/activate.py", "switch", "-"], stdin=plan.to_json().encode(), timeout=300
+        ).check()
+
+    def roll_back(self, machine: Machine) -> None:
+        machine.run(["/usr/lib/tentaflake/activate.py", "rollback"], timeout=300).check()
+
+
+def _content(source: Path | str) -> str:
+    return source.read_text() if isinstance(source, Path) else source
+
+
+def _mmdebstrap_options() -> list[str]:
+    """What decides the root file system, but for the mirror and its packages' present versions."""
+    early = (
+        'mkdir -p "$1/etc/initramfs-tools/conf.d" && '
+        'printf "MODULES=list\\nCOMPRESS=zstd\\n" > "$1/etc/initramfs-tools/conf.d/tentaflake" && '
+        'printf "virtio_pci\\nvirtio_blk\\next4\\n" > "$1/etc/initramfs-tools/modules"'
+    )
+    late = [
+        f'chroot "$1" systemctl {verb} -q {" ".join(units)}'
+        for verb, units in (("enable", ENABLED), ("disable", DISABLED), ("mask", MASKED))
+    ]
+    # Host keys and the machine id are made at first boot: a root that many machines share holds neither.
+    late.append('rm -f "$1"/etc/ssh/ssh_host_* && : > "$1/etc/machine-id"')
+    return [
+        "--variant=minbase",
+        "--format=tar",
+        f"--include={','.join(PACKAGES)}",
+        '--aptopt=APT::Install-Recommends "false";',
+        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man", "info")),
+        f"--essential-hook={early}",
+        *(f"--customize-hook={hook}" for hook in late),
+    ]
+
+
+def _root_key() -> str:
+    return key_of(suite=SUITE, options=_mmdebstrap_options())
+
+
+def _make_root(directory: Path) -> None:
+    """Fill ``directory`` with root.tar: the packages, configured."""
+    if shutil.which("mmdebstrap") is None:
+        raise HarnessError("mmdebstrap is not installed", hint="run ci/setup, or install mmdebstrap")
+    sources = debian_sources()
+    command = ["mmdebstrap", *_mmdebstrap_options(), *(f"--aptopt={option}" for option in apt_options())]
+    command += [SUITE, str(directory / "root.tar"), *(["-"] if sources else [])]
+    said: list[str] = []
+    with (
+        step("building the Debian guest: packages") as progress,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
+        assert process.stdin and process.stdout
+        process.stdin.write(sources)
+        process.stdin.close()
+        for line in process.stdout:
+            said.append(line.rstrip())
+            progress.update(said[-1])
+    if process.returncode:
+        raise HarnessError(
+            f"mmdebstrap failed with exit code {process.returncode}:\n" + "\n".join(said[-15:]),
+            hint="no network, or no mirror for the suite? `apt-get update` must work on this machine",
+        )
+
+
+def _make_image(cache: Cache, directory: Path) -> None:
+    """Fill ``directory`` with disk.raw, vmlinuz, initrd, busybox and manifest.json."""
+    if shutil.which("mke2fs") is None:
+        raise HarnessError("mke2fs is not installed", hint="run ci/setup, or install e2fsprogs")
+    root = cache.make("roots", _root_key(), _make_root) / "root.tar"
+    with step("building the Debian guest: disk"):
+        with tarfile.open(root) as tar:
+            kernel, initrd, busybox, status = _extract(
+                tar, (r"boot/vmlinuz-.+", r"boot/initrd\.img-.+", r"usr/bin/busybox", r"var/lib/dpkg/status")
+            )
+        (directory / "vmlinuz").write_bytes(kernel)
+        (directory / "initrd").write_bytes(initrd)
+        (directory / "busybox").write_bytes(busybox)
+        (directory / "busybox").chmod(0o755)
+        probe = probe_image.build(busybox, _applets(directory / "busybox"))
+        _make_disk(root, directory, probe)
+    manifest = {
+        "guest": "debian",
+        "suite": SUITE,
+        "packages": _packages(status.decode()),
+        "images": {"probe": probe.reference},
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+
+
+def _applets(busybox: Path) -> list[str]:
+    return subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split()
+
+
+def _make_disk(root: Path, directory: Path, probe: probe_image.Image) -> None:
+    """The root archive with ``CONTENT`` on top, as the ext4 file system disk.raw.
+
+    Not as root, fakeroot(1) keeps the owners from unpacking to mke2fs.
+    """
+    top = directory / "content"
+    for path, (mode, source) in CONTENT.items():
+        file = top / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(_content(source))
+        file.chmod(mode)
+    (top / PROBE_IMAGE).write_bytes(probe.archive)
+    wants = top / "etc/systemd/system/sysinit.target.wants"
+    wants.mkdir()
+    (wants / "tentaflake-shell.service").symlink_to("../tentaflake-shell.service")
+    script = (
+        'set -e; mkdir root; tar -xf "$1" -C root --numeric-owner; cp -a --no-preserve=ownership content/. root; '
+        "mke2fs -q -t ext4 -d root -L root -m 0 "
+        '-E lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0 disk.raw "$2"; rm -rf root content'
+    )
+    command = ["sh", "-c", script, "sh", str(root), DISK_SIZE]
+    if os.geteuid() != 0:
+        command = ["fakeroot", *command]
+    done = subprocess.run(
+        command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise HarnessError(f"the guest's disk could not be made:\n{done.stderr.strip()[-2000:]}")
+
+
+def _extract(tar: tarfile.TarFile, patterns: tuple[str, ...]) -> list[bytes]:
+    """The content of the one regular file that matches each pattern."""
+    found: dict[str, bytes] = {}
+    for member in tar:
+        name = member.name.removeprefix("./")
+        for pattern in patterns:
+            if member.isreg() and re.fullmatch(pattern, name):
+                file = tar.extractfile(member)
+                assert file is not None
+                found[pattern] = file.read()
+    missing = [pattern for pattern in patterns if pattern not in found]
+    if missing:
+        raise HarnessError(f"the guest's root has no file like {missing[0]}")
+    return [found[pattern] for pattern in patterns]
+
+
+def _packages(status: str) -> dict[str, str]:
+    """Name to version, from dpkg's status file."""
+    pairs = re.findall(r"^Package: (\S+)$.*?^Version: (\S+)$", status, re.MULTILINE | re.DOTALL)
+    return dict(pairs)

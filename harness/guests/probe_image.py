@@ -1,0 +1,115 @@
+"""The probe image: a container image that holds a static busybox and nothing of the distribution.
+
+Made without a container engine, byte for byte the same from the same busybox, so that its digest is
+known before any engine has seen it. Format: OCI image layout (image-spec v1.1), one layer.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+
+NAME = "tentaflake.invalid/probe"  # .invalid never resolves (RFC 2606): it cannot be pulled by mistake
+
+AGENT = """#!/bin/sh
+# Stands in for an agent: lives in its state directory, notes each signal that reaches it.
+trap 'echo USR1 >> "$HERMES_HOME/signals"' USR1
+trap 'exit 0' TERM INT
+echo "$$ started" >> "$HERMES_HOME/starts"
+# With a port, also answers on it, so that a neighbour has something to reach.
+[ -n "$PROBE_PORT" ] && { while :; do echo "$HERMES_HOME" | nc -l -p "$PROBE_PORT"; done & }
+while :; do sleep 86400 & wait $!; done
+"""
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image archive and the reference that pins it (``name@sha256:<manifest digest>``)."""
+
+    archive: bytes
+    digest: str
+
+    @property
+    def reference(self) -> str:
+        return f"{NAME}@{self.digest}"
+
+
+def _tar(files: dict[str, tuple[int, bytes | str | None]]) -> bytes:
+    """A deterministic tar: name to (mode, content); a ``str`` is a symlink, ``None`` a directory."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, (mode, content) in files.items():
+            info = tarfile.TarInfo(name)
+            info.mode = mode
+            if content is None:
+                info.type = tarfile.DIRTYPE
+                tar.addfile(info)
+            elif isinstance(content, str):
+                info.type = tarfile.SYMTYPE
+                info.linkname = content
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def build(busybox: bytes, applets: list[str]) -> Image:
+    """The image around a static ``busybox`` binary, with a link for each of its ``applets``."""
+    files: dict[str, tuple[int, bytes | str | None]] = {
+        directory: (0o1777 if directory == "tmp" else 0o755, None)
+        for directory in ("bin", "dev", "etc", "home", "proc", "root", "run", "suid", "sys", "tmp", "usr", "var", "var/lib")
+    }
+    files["bin/busybox"] = (0o755, busybox)
+    for applet in sorted(set(applets) - {"busybox"}):
+        files[f"bin/{applet}"] = (0o777, "busybox")
+    files["bin/agent"] = (0o755, AGENT.encode())
+    # A trap: set-uid root, as a careless image has them. No agent may become root by it (claim C1).
+    files["suid/busybox"] = (0o4755, busybox)
+    files["etc/passwd"] = (0o644, b"root:x:0:0:root:/root:/bin/sh\n")
+    files["etc/group"] = (0o644, b"root:x:0:\n")
+    layer = _tar(files)
+    config = _json(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin"], "Entrypoint": [], "Cmd": ["/bin/agent"]},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+        }
+    )
+    manifest = _json(
+        {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": _descriptor("application/vnd.oci.image.config.v1+json", config),
+            "layers": [_descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
+        }
+    )
+    index = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [
+            _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
+            | {"annotations": {"io.containerd.image.name": f"{NAME}:pinned"}}
+        ],
+    }
+    layout: dict[str, tuple[int, bytes | str | None]] = {
+        "oci-layout": (0o644, _json({"imageLayoutVersion": "1.0.0"})),
+        "index.json": (0o644, _json(index)),
+    }
+    for blob in (config, manifest, layer):
+        layout["blobs/sha256/" + _digest(blob).removeprefix("sha256:")] = (0o644, blob)
+    return Image(_tar(layout), _digest(manifest))
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def _descriptor(media_type: str, data: bytes) -> dict[str, object]:
+    return {"mediaType": media_type, "digest": _digest(data), "size": len(data)}

@@ -1,0 +1,126 @@
+"""One place where guest, hardware, cache and plan come together: give it a plan, get machines."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from harness.cache import Cache, default_root
+from harness.errors import HarnessError
+from harness.guests import Guest
+from harness.guests.debian import DebianGuest
+from harness.policy import Plan, evaluate_many
+from harness.vm.accelerator import CHOICES, Verdict, find_accelerator
+from harness.vm.image import Image
+from harness.vm.machine import Machine
+from harness.vm.qemu import Hardware
+from harness.vm.template import BOOT_TIMEOUT, Template, cold_template, derived_template
+
+GUESTS: dict[str, type[Guest]] = {"debian": DebianGuest}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user can choose about the machines; each has an option ``--vm-…`` and a variable ``TENTAFLAKE_…``.
+
+    ``memory`` is in MiB.
+    """
+
+    guest: str = "debian"
+    accel: str = "auto"
+    cpus: int = 2
+    memory: int = 2048
+    cache: Path = default_root()
+
+    def __post_init__(self) -> None:
+        check_choice("guest", self.guest, tuple(GUESTS))
+        check_choice("accel", self.accel, CHOICES)
+        if not 1 <= self.cpus <= 64:
+            raise HarnessError(f"cpus is {self.cpus}: a machine has 1 to 64")
+        if not 768 <= self.memory <= 1 << 20:
+            raise HarnessError(f"memory is {self.memory} MiB: Docker and three agents need at least 768")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise HarnessError(f"{name} is {value!r}, which is none of: {', '.join(choices)}")
+
+
+class Lab:
+    """Makes machines. What it needs is built on first use and kept in the cache."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.cache = Cache(settings.cache.expanduser().absolute())
+        self.guest: Guest = GUESTS[settings.guest]()
+        self.cache.sweep_runs()
+
+    @cached_property
+    def image(self) -> Image:
+        return self.guest.build(self.cache)
+
+    @cached_property
+    def accelerator(self) -> Verdict:
+        return find_accelerator(self.cache, self.image, self.settings.accel)
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        return Hardware(self.accelerator.accelerator, self.settings.cpus, self.settings.memory)
+
+    @cached_property
+    def base(self) -> Template:
+        """The guest with Docker up and no agents."""
+        empty = evaluate_many([[]])[0]
+        assert isinstance(empty, Plan)
+
+        def prepare(machine: Machine) -> None:
+            self.guest.set_up(machine, empty, BOOT_TIMEOUT)
+
+        title = f"booting the {self.guest.name} guest under {self.hardware.accelerator.upper()}"
+        return cold_template(
+            self.cache, self.image, self.hardware, prepare, title=title, plan=empty.digest
+        )
+
+    def adapt(self, plan: Plan) -> Plan:
+        """``plan`` as the guest can run it; see ``Guest.adapt``."""
+        return self.guest.adapt(plan, self.image)
+
+    def activated(self, plan: Plan) -> Template:
+        """The guest with ``plan`` (adapted) in force and its agents running."""
+        title = f"activating a plan of {len(plan.agents)} agents"
+        return derived_template(
+            self.cache,
+            self.base,
+            lambda machine: self.guest.activate(machine, plan),
+            title=title,
+            plan=plan.digest,
+        )
+
+    @contextmanager
+    def machine(self, plan: Plan) -> Iterator[Machine]:
+        """A fresh machine with ``plan`` (adapted) in force."""
+        with self.activated(plan).fork(self.cache) as machine:
+            yield machine
+
+
+def settings_from_environment() -> Settings:
+    """Settings from ``TENTAFLAKE_GUEST``, ``_ACCEL``, ``_CPUS``, ``_MEMORY`` and ``_CACHE``."""
+    default = Settings()
+    get = os.environ.get
+    return Settings(
+        guest=get("TENTAFLAKE_GUEST", default.guest),
+        accel=get("TENTAFLAKE_ACCEL", default.accel),
+        cpus=_number("TENTAFLAKE_CPUS", default.cpus),
+        memory=_number("TENTAFLAKE_MEMORY", default.memory),
+        cache=Path(get("TENTAFLAKE_CACHE", default.cache)),
+    )
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise HarnessError(f"{name} is {text!r}: not a whole number") from None

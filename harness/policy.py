@@ -1,0 +1,447 @@
+"""Evaluates the policy (``modules/policy``, pure Nix) and gives its plan as typed data.
+
+Specs come from an ``agents.nix``, a JSON file, Python data or a flake; all of them go through the same Nix code.
+Evaluation needs the ``nix`` programs and nothing else: no network, no daemon, no ``/nix``, no home directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from harness.errors import HarnessError
+
+POLICY = Path(__file__).resolve().parent.parent / "modules" / "policy"
+NIX_CONF = "experimental-features = nix-command flakes"
+
+Host = Mapping[str, Any]
+Spec = Mapping[str, Any]
+
+
+# ---- the plan, as modules/policy/plan.nix writes it
+
+
+class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A part of the plan: Nix writes ``stateDir``, Python reads ``state_dir``."""
+
+
+class Subnet(_Struct, frozen=True):
+    """One family of an agent's network, in canonical text: ``10.0.0.0/29`` and two addresses in it."""
+
+    subnet: str
+    gateway: str
+    address: str
+
+
+class Network(_Struct, frozen=True):
+    name: str
+    bridge: str
+    internal: bool
+    ipv4: Subnet
+    ipv6: Subnet
+
+
+class ConfigFile(_Struct, frozen=True):
+    path: str
+    content: str
+    mode: str
+    user: str
+    group: str
+
+
+class Container(_Struct, frozen=True):
+    """The arguments of ``docker run``; ``options`` are flags that need no further quoting than a shell's."""
+
+    name: str
+    image: str
+    pull: str
+    user: str
+    hostname: str
+    workdir: str
+    environment: dict[str, str]
+    ports: list[str]
+    networks: list[str]
+    options: list[str]
+    command: list[str]
+
+
+class Service(_Struct, frozen=True):
+    """The systemd unit of a container; ``restart_sec`` and ``start_limit_interval_sec`` are seconds."""
+
+    name: str
+    after: list[str]
+    requires: list[str]
+    wanted_by: list[str]
+    restart: str
+    restart_sec: int
+    start_limit_interval_sec: int
+
+
+class Limits(_Struct, frozen=True):
+    """``memory`` is bytes, ``cpus`` a number of CPUs, ``pids`` a number of tasks."""
+
+    memory: int
+    cpus: int | float
+    pids: int
+
+
+class EgressRule(_Struct, frozen=True):
+    """A destination; no ports means every port, no protocol means every protocol."""
+
+    network: str
+    ports: list[int] | None
+    protocol: Literal["tcp", "udp"] | None
+
+
+class PublishedPort(_Struct, frozen=True):
+    port: int
+    target: int
+    protocol: Literal["tcp", "udp"]
+
+
+class SecretRef(_Struct, frozen=True):
+    """Where a secret is kept, never what it is."""
+
+    name: str
+    file: str
+    as_: Literal["file", "env"] = msgspec.field(name="as")
+    shared: bool
+
+
+class Agent(_Struct, frozen=True):
+    name: str
+    user: str
+    group: str
+    uid: int
+    gid: int
+    state_dir: str
+    auto_start: bool
+    tts: bool
+    egress: Literal["none", "internet"] | list[EgressRule]
+    publish: list[PublishedPort]
+    secrets: list[SecretRef]
+    allow_mutable_image: bool
+    network: Network
+    config: ConfigFile
+    container: Container
+    service: Service
+    limits: Limits
+
+
+class HostSettings(_Struct, frozen=True):
+    name: str
+    allowed_tcp_ports: list[int] = msgspec.field(name="allowedTCPPorts")
+    allowed_udp_ports: list[int] = msgspec.field(name="allowedUDPPorts")
+    tailnet_interface: str | None
+
+
+class User(_Struct, frozen=True):
+    uid: int
+    group: str
+    home: str
+    shell: str
+    description: str
+
+
+class Group(_Struct, frozen=True):
+    gid: int
+
+
+class Directory(_Struct, frozen=True):
+    path: str
+    mode: str
+    user: str
+    group: str
+
+
+class DockerDaemon(_Struct, frozen=True):
+    settings: dict[str, Any]
+
+
+class Nftables(_Struct, frozen=True):
+    """One table; ``content`` is what stands between its braces."""
+
+    family: str
+    table: str
+    content: str
+
+
+class Speech(_Struct, frozen=True):
+    port: int
+    agents: list[str]
+
+
+class AuditedDirectory(_Struct, frozen=True):
+    agent: str
+    path: str
+    uid: int
+
+
+class Audit(_Struct, frozen=True):
+    directories: list[AuditedDirectory]
+
+
+class Plan(_Struct, frozen=True):
+    """All that a host has to be. Users and groups are keyed by user name, agents by agent name."""
+
+    version: Literal[1]
+    host: HostSettings
+    users: dict[str, User]
+    groups: dict[str, Group]
+    directories: list[Directory]
+    docker: DockerDaemon
+    agents: dict[str, Agent]
+    nftables: Nftables
+    speech: Speech
+    audit: Audit
+
+    def to_json(self) -> str:
+        """The one way to write this plan: compact, keys sorted, so that equal plans are equal bytes."""
+        return msgspec.json.encode(self, order="sorted").decode()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of ``to_json()``, in hex."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+# ---- errors
+
+
+class SpecError(_Struct, frozen=True):
+    """One mistake in a spec; ``agent`` is None when it is the host's. ``message`` says it all in one line."""
+
+    agent: str | None
+    field: str
+    value: str
+    rule: str
+    message: str
+
+
+class PolicyError(HarnessError, ValueError):
+    """The agents of a host cannot become a plan.
+
+    Either the policy refused them, and ``errors`` has every mistake; or there was nothing that it could judge (a file
+    that is missing or does not parse, a flake without plans, no Nix), and ``errors`` is empty.
+    """
+
+    def __init__(self, what: str, *, hint: str | None = None, errors: Sequence[SpecError] = ()) -> None:
+        super().__init__(what, hint=hint)
+        self.errors = list(errors)
+
+
+def _refusal(errors: Sequence[SpecError]) -> PolicyError:
+    return PolicyError("\n".join(error.message for error in errors), errors=errors)
+
+
+class _Verdict(_Struct, frozen=True):
+    errors: list[SpecError]
+    plan: Plan | None
+
+
+def _decide(verdict: _Verdict) -> Plan | PolicyError:
+    return verdict.plan if verdict.plan is not None else _refusal(verdict.errors)
+
+
+# ---- evaluating
+
+
+def evaluate(agents: Path, *, host: Host | None = None) -> Plan:
+    """The plan of the agents in a ``.nix`` or ``.json`` file; raises ``PolicyError``."""
+    if not agents.is_file():
+        raise PolicyError(f"{agents}: no such file of agents")
+    if agents.suffix == ".json":
+        data = _encode(_read_json(agents), host)
+        if isinstance(data, PolicyError):
+            raise data
+        result = _check_data([data])
+    else:
+        expression = (
+            "{ policy, agents, host }: [ ((import policy).check"
+            " { agents = import agents; host = builtins.fromJSON host; }) ]"
+        )
+        result = _check(expression, {"agents": str(agents.resolve()), "host": json.dumps(dict(host or {}))})
+    plan = _decide(result[0])
+    if isinstance(plan, PolicyError):
+        raise plan
+    return plan
+
+
+def evaluate_many(hosts: Sequence[Sequence[Spec]]) -> list[Plan | PolicyError]:
+    """A plan or what is wrong, for each list of specs, from a single run of Nix."""
+    encoded = [_encode(specs) for specs in hosts]
+    verdicts = iter(_check_data([data for data in encoded if isinstance(data, bytes)]))
+    return [_decide(next(verdicts)) if isinstance(data, bytes) else data for data in encoded]
+
+
+def evaluate_flake(ref: str) -> Plan:
+    """The plan ``plans.<host>`` of a flake: ``path#host``, ``github:owner/repo#host``, or without ``#host`` when the
+    flake has only one; raises ``PolicyError``.
+    """
+    flake, _, host = ref.partition("#")
+    select = f"plans: {{ hosts = builtins.attrNames plans; plan = {_choose(host)}; }}"
+    with _private_store() as environment:
+        output = _run(
+            ["nix", "eval", "--json", "--no-write-lock-file", f"{flake or '.'}#plans", "--apply", select],
+            subject=ref,
+            environment=environment,
+        )
+    result = json.loads(output)
+    if result["plan"] is None:
+        known = ", ".join(result["hosts"]) or "none"
+        raise PolicyError(f"{ref}: no plan of that host", hint=f"name one of its hosts, {flake or '.'}#HOST: {known}")
+    return msgspec.convert(result["plan"], Plan)
+
+
+def _choose(host: str) -> str:
+    if not host:
+        return "if builtins.length (builtins.attrNames plans) == 1 then builtins.head (builtins.attrValues plans) else null"
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", host):
+        raise PolicyError(f"{host!r} is not the name of a host", hint="write FLAKE#HOST, e.g. .#agent-host")
+    return f'plans."{host}" or null'
+
+
+def substitute_image(plan: Plan, image: str) -> Plan:
+    """The same plan with every agent running ``image`` with its own entry point, for guests that cannot pull."""
+
+    def substituted(agent: Agent) -> Agent:
+        container = msgspec.structs.replace(agent.container, image=image, command=[])
+        return msgspec.structs.replace(agent, container=container)
+
+    return msgspec.structs.replace(plan, agents={name: substituted(agent) for name, agent in plan.agents.items()})
+
+
+# ---- reading JSON
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except ValueError as error:
+        raise PolicyError(f"{path}: not valid JSON: {error}", hint="write a list of agent specs") from error
+    except RecursionError as error:
+        raise PolicyError(f"{path}: nested too deeply", hint="write a list of agent specs") from error
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        again = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {again!r} stands twice in one object")
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _encode(agents: Any, host: Host | None = None) -> bytes | PolicyError:
+    """The policy's arguments in JSON that Nix reads as it is meant: a string of Nix ends at a NUL."""
+    data = {"agents": agents, "host": host or {}}
+    try:
+        encoded = json.dumps(data, allow_nan=False, ensure_ascii=False, default=_plain).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        return PolicyError(f"agents that JSON cannot express: {error}")
+    nul = _find_nul(agents) if b"\\u0000" in encoded else None
+    if nul is not None:
+        return PolicyError(f"agents{nul}: a NUL character in a string", hint="remove it: nothing on the host can hold one")
+    return encoded
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+
+def _find_nul(data: Any) -> str | None:
+    """Where in the data the first string with a NUL is, like ``[0].settings.key``."""
+    if isinstance(data, str):
+        return "" if "\0" in data else None
+    if isinstance(data, Mapping):
+        steps = [(f".{key!r}" if "\0" in key else f".{key}", [key, value]) for key, value in data.items()]
+    elif isinstance(data, list | tuple):
+        steps = [(f"[{i}]", [value]) for i, value in enumerate(data)]
+    else:
+        return None
+    for step, values in steps:
+        for value in values:
+            found = _find_nul(value)
+            if found is not None:
+                return step + found
+    return None
+
+
+# ---- running Nix
+
+
+def _check_data(hosts: Sequence[bytes]) -> list[_Verdict]:
+    """Judges hosts, each encoded by ``_encode``."""
+    expression = (
+        "{ policy, hosts }: map (import policy).check (builtins.fromJSON (builtins.readFile hosts))"
+    )
+    with tempfile.NamedTemporaryFile(prefix="hosts-", suffix=".json") as file:
+        file.write(b"[" + b",".join(hosts) + b"]")
+        file.flush()
+        return _check(expression, {"hosts": file.name})
+
+
+def _check(expression: str, arguments: Mapping[str, str]) -> list[_Verdict]:
+    # A store that is not there: nothing is written, and no /nix and no daemon is needed.
+    command = ["nix-instantiate", "--eval", "--strict", "--json", "--store", "dummy://", "--expr", expression]
+    for name, value in {"policy": str(POLICY), **arguments}.items():
+        command += ["--argstr", name, value]
+    output = _run(command, subject=arguments.get("agents", "the agents"))
+    return msgspec.json.decode(output, type=list[_Verdict])
+
+
+@contextmanager
+def _private_store() -> Iterator[dict[str, str]]:
+    """An environment in which ``nix eval`` can copy a flake's source. With a daemon, its store; else one of our own,
+    so that neither /nix nor the user's home is written.
+    """
+    if Path("/nix/var/nix/daemon-socket/socket").exists():
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="nix-store-") as directory:
+        yield {"NIX_REMOTE": directory, "XDG_CACHE_HOME": f"{directory}/cache"}
+
+
+def _run(command: Sequence[str], *, subject: str, environment: Mapping[str, str] | None = None) -> bytes:
+    config = "\n".join(filter(None, [os.environ.get("NIX_CONFIG"), f"extra-{NIX_CONF}"]))
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            env={**os.environ, "NIX_CONFIG": config, **(environment or {})},
+        )
+    except FileNotFoundError:
+        raise PolicyError(
+            f"{command[0]} is not installed, and the policy is written in Nix",
+            hint="apt-get install nix-bin, or run ci/verify, which installs what is missing",
+        ) from None
+    if done.returncode != 0:
+        raise PolicyError(f"{subject} cannot be evaluated: {_reason(done)}")
+    return done.stdout
+
+
+def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
+    """Nix' own message, without the warnings before it."""
+    text = done.stderr.decode(errors="replace").strip()
+    _, _, message = text.partition("error: ")
+    return message.removesuffix("(use '--show-trace' to show detailed location information)").strip() or (
+        text or f"{done.args[0]} ended with status {done.returncode}"
+    )

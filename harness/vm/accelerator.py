@@ -1,0 +1,109 @@
+"""Which accelerator works here, found by trying.
+
+``/dev/kvm`` can be there, open, answer every ioctl, and still never run a guest kernel. So a kernel
+with a five-line init is booted under a time limit; only a line that it prints counts.
+"""
+
+import io
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.cache import Cache, key_of
+from harness.errors import HarnessError
+from harness.vm.image import Image
+from harness.progress import step
+from harness.vm.qemu import Hardware, host_cpu, qemu_version, start_qemu
+
+CHOICES = ("auto", "kvm", "tcg")
+KVM_LIMIT = 10.0
+ALIVE = b"tentaflake: the guest is alive"
+INIT = b"""#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs none /dev
+/bin/busybox echo "tentaflake: the guest is" "alive" > /dev/ttyS0
+/bin/busybox poweroff -f
+"""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The accelerator to use and why, for the report."""
+
+    accelerator: str
+    reason: str
+
+
+def find_accelerator(cache: Cache, image: Image, wanted: str = "auto") -> Verdict:
+    """``wanted`` or, for ``auto``, KVM where a guest runs under it, else TCG.
+
+    The verdict is cached for this kernel, processor and QEMU. Raises ``HarnessError`` when ``kvm`` is
+    asked for and does not work.
+    """
+    if wanted == "tcg":
+        return Verdict("tcg", "as asked")
+    key = key_of(cpu=host_cpu(), kernel=os.uname().release, qemu=qemu_version(), image=image.key)
+    with cache.lock("accelerator"):
+        file = cache.root / "verdicts" / key
+        if file.exists() and not (wanted == "kvm" and json.loads(file.read_text())["accelerator"] != "kvm"):
+            verdict = Verdict(**json.loads(file.read_text()))
+        else:
+            verdict = _try_kvm(cache, image)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"accelerator": verdict.accelerator, "reason": verdict.reason}))
+    if wanted == "kvm" and verdict.accelerator != "kvm":
+        raise HarnessError(f"KVM does not work here: {verdict.reason}", hint="use --vm-accel=tcg or auto")
+    return verdict
+
+
+def _try_kvm(cache: Cache, image: Image) -> Verdict:
+    if not os.path.exists("/dev/kvm"):
+        return Verdict("tcg", "no /dev/kvm")
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return Verdict("tcg", "/dev/kvm may not be opened by this user")
+    with step("trying KVM with a tiny guest"):
+        return try_kvm(cache, image)
+
+
+def try_kvm(cache: Cache, image: Image) -> Verdict:
+    """Boot the tiny guest under KVM; anything but its own line within the limit is a no."""
+    started = time.monotonic()
+    with cache.run_directory() as directory:
+        (directory / "initrd").write_bytes(tiny_initrd((image.directory / "busybox").read_bytes()))
+        (directory / "disk.raw").write_bytes(bytes(1 << 20))
+        hardware = Hardware("kvm", cpus=1, memory=256)
+        arguments = [
+            *hardware.arguments(directory / "ram", share=False),
+            *("-kernel", str(image.kernel), "-initrd", "initrd"),
+            *("-append", "console=ttyS0 quiet panic=-1", "-no-reboot"),
+        ]
+        reason = f"a tiny guest did not come up under it within {KVM_LIMIT:.0f} s"
+        try:
+            with start_qemu(
+                directory, arguments, disk="file=disk.raw,format=raw", netdev="user,restrict=on"
+            ) as process:
+                while time.monotonic() - started < KVM_LIMIT and not _alive(directory):
+                    process.check()
+                    time.sleep(0.05)
+        except HarnessError as error:  # among them the end of a guest that has powered off as it should
+            reason = f"QEMU failed with it: {' '.join(error.what.split())[:300]}"
+        if _alive(directory):
+            return Verdict("kvm", f"a guest ran under it in {time.monotonic() - started:.1f} s")
+    return Verdict("tcg", f"/dev/kvm is there, but {reason}")
+
+
+def _alive(directory: Path) -> bool:
+    console = directory / "console.log"
+    return console.exists() and ALIVE in console.read_bytes()
+
+
+def tiny_initrd(busybox: bytes) -> bytes:
+    """An initramfs (cpio newc) with a busybox and an init that says it lives and powers off."""
+    archive = io.BytesIO()
+    files = [("bin", 0o40755, b""), ("dev", 0o40755, b""), ("bin/busybox", 0o100755, busybox), ("init", 0o100755, INIT)]
+    for inode, (name, mode, data) in enumerate([*files, ("TRAILER!!!", 0, b"")], start=1):
+        fields = (inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
+        header = b"070701" + b"".join(b"%08X" % value for value in fields) + name.encode() + b"\0"
+        archive.write(header + bytes(-len(header) % 4) + data + bytes(-len(data) % 4))
+    return archive.getvalue()

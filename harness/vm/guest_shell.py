@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+"""The guest's end of the root shell: runs commands that arrive on a virtio-serial port.
+
+This file runs inside the guest, as root, with the guest's own Python and nothing else; the host's
+end is ``harness.vm.shell``, which imports the framing from here. It survives a fork: between two
+requests it only waits for the port, and the first request after a fork is ``hello``, which sets the
+clock and feeds the kernel fresh randomness before anything else can draw any.
+
+A frame is ``kind`` (1 byte), ``id`` (4 bytes) and ``length`` (4 bytes), big endian, then ``length``
+bytes. Output travels as it was written; no output, however hostile, can look like a frame.
+
+    host to guest    H hello (JSON)     R run (JSON)     I standard input
+    guest to host    h hello (JSON)     o stdout    e stderr    x exit (JSON)
+"""
+
+import fcntl
+import glob
+import json
+import os
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+PORT_NAME = "tentaflake.shell"
+HEADER = struct.Struct("!cII")
+CHUNK = 65536
+RNDADDENTROPY = 0x40085203  # random(4)
+RNDRESEEDCRNG = 0x5207
+
+
+def pack(kind: bytes, request: int, payload: bytes = b"") -> bytes:
+    return HEADER.pack(kind, request, len(payload)) + payload
+
+
+class Port:
+    """Whole frames over a file descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            part = os.read(self.fd, size - len(data))
+            if not part:  # nobody at the other end yet
+                time.sleep(0.05)
+                continue
+            data += part
+        return data
+
+    def receive(self) -> tuple[bytes, int, bytes]:
+        kind, request, length = HEADER.unpack(self._read(HEADER.size))
+        return kind, request, self._read(length)
+
+    def send(self, kind: bytes, request: int, payload: bytes = b"") -> None:
+        data = memoryview(pack(kind, request, payload))
+        while data:
+            data = data[os.write(self.fd, data) :]
+
+
+def hello(message: dict[str, object]) -> dict[str, object]:
+    """Make a fork a new machine: its clock (seconds since the epoch) and its randomness (hex)."""
+    time.clock_settime(time.CLOCK_REALTIME, float(str(message["time"])))
+    entropy = bytes.fromhex(str(message["entropy"]))
+    with open("/dev/random", "wb", buffering=0) as device:
+        request = struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy
+        fcntl.ioctl(device, RNDADDENTROPY, request)
+        fcntl.ioctl(device, RNDRESEEDCRNG)
+    return {"pid": os.getpid(), "kernel": os.uname().release}
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def run(port: Port, request: int, order: dict[str, object], stdin: bytes) -> None:
+    """Run one command and stream its output; ends when it has exited, not when its heirs have."""
+    argv = order["argv"]
+    assert isinstance(argv, list)
+    deadline = time.monotonic() + float(str(order["timeout"]))
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            close_fds=False,
+            cwd="/root",
+        )
+    except OSError as error:
+        port.send(b"e", request, f"{argv[0]}: {error.strerror}\n".encode())
+        port.send(b"x", request, json.dumps({"exit": 127, "timed_out": False}).encode())
+        return
+    assert process.stdin and process.stdout and process.stderr
+    streams = selectors.DefaultSelector()
+    for pipe, kind in ((process.stdout, b"o"), (process.stderr, b"e")):
+        os.set_blocking(pipe.fileno(), False)
+        streams.register(pipe, selectors.EVENT_READ, kind)
+    os.set_blocking(process.stdin.fileno(), False)
+    if stdin:
+        streams.register(process.stdin, selectors.EVENT_WRITE, b"")
+    else:
+        process.stdin.close()
+    pidfd = os.pidfd_open(process.pid)
+    streams.register(pidfd, selectors.EVENT_READ, b"x")
+    rest = memoryview(stdin)
+    timed_out = exited = False
+    while not exited:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            timed_out = True
+            kill(process)
+            left = 5.0
+        for key, _ in streams.select(left):
+            if key.data == b"x":
+                exited = True
+            elif key.data == b"":
+                try:
+                    rest = rest[os.write(key.fd, rest[:CHUNK]) :]
+                except BrokenPipeError:
+                    rest = rest[:0]
+                if not rest:
+                    streams.unregister(process.stdin)
+                    process.stdin.close()
+            else:
+                forward(port, request, streams, key)
+    # What was written before the exit is in the pipes now; what a background heir may write is not awaited.
+    for key in list(streams.get_map().values()):
+        while key.data in (b"o", b"e") and forward(port, request, streams, key):
+            pass
+    code = process.wait()
+    os.close(pidfd)
+    streams.close()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        pipe.close()
+    verdict = {"exit": 128 - code if code < 0 else code, "timed_out": timed_out}
+    port.send(b"x", request, json.dumps(verdict).encode())
+
+
+def forward(
+    port: Port, request: int, streams: selectors.BaseSelector, key: selectors.SelectorKey
+) -> bool:
+    """Pass on what can be read without waiting; False when there is nothing (more)."""
+    try:
+        data = os.read(key.fd, CHUNK)
+    except BlockingIOError:
+        return False
+    if not data:
+        streams.unregister(key.fileobj)
+        return False
+    port.send(key.data, request, data)
+    return True
+
+
+def find_port() -> str:
+    """The device of our port, found by its name in sysfs (no udev rule needed)."""
+    while True:
+        for name in glob.glob("/sys/class/virtio-ports/*/name"):
+            with open(name) as file:
+                if file.read().strip() == PORT_NAME:
+                    return "/dev/" + name.split("/")[-2]
+        time.sleep(0.05)
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--stdio"]:  # the same program over a socket, for tests without a guest
+        port = Port(0)
+    else:
+        port = Port(os.open(find_port(), os.O_RDWR | os.O_CLOEXEC))
+    stdin = b""
+    while True:
+        kind, request, payload = port.receive()
+        if kind == b"I":
+            stdin += payload
+        elif kind == b"H":
+            try:
+                answer = hello(json.loads(payload))
+            except OSError as error:  # without privileges, in a test
+                answer = {"error": str(error)}
+            port.send(b"h", request, json.dumps(answer).encode())
+        elif kind == b"R":
+            run(port, request, json.loads(payload), stdin)
+            stdin = b""
+
+
+if __name__ == "__main__":
+    main()

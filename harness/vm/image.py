@@ -1,0 +1,21 @@
+"""What a machine boots from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Image:
+    """What QEMU boots, in a cache entry named by ``key``.
+
+    ``manifest`` holds what went in: package versions, the references of container images.
+    """
+
+    key: str
+    directory: Path
+    kernel: Path
+    initrd: Path
+    disk: Path
+    command_line: str
+    manifest: dict[str, Any]

@@ -1,0 +1,292 @@
+"""One QEMU process: its command line, its monitor (QMP), its death.
+
+What may not differ between a template and its forks (devices, CPU, memory, machine type, QEMU's own
+version) is in ``Hardware`` and goes into the cache key; what may (overlay, network back end,
+sockets) is given per process.
+"""
+
+import ctypes
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import QMPError
+from qemu.qmp.legacy import QEMUMonitorProtocol
+
+from harness.errors import HarnessError
+
+CONSOLE_TAIL = 12
+PANIC = re.compile(rb"Kernel panic - not syncing[^\r\n]*")
+
+
+class GuestDied(HarnessError):
+    """QEMU is gone: killed, crashed, or ended by the guest."""
+
+
+class GuestPanicked(GuestDied):
+    """The guest's kernel panicked; the message is its last word."""
+
+
+class HostDiskFull(HarnessError, OSError):
+    """The host's disk is full: QEMU has stopped the machine on a write to its overlay."""
+
+
+@cache
+def find_qemu() -> Path:
+    """The QEMU for this architecture, or an error that says what to install."""
+    name = f"qemu-system-{os.uname().machine}"
+    path = shutil.which(name)
+    if path is None:
+        raise HarnessError(
+            f"{name} is not installed", hint="run ci/setup, or install qemu-system-x86"
+        )
+    return Path(path)
+
+
+@cache
+def qemu_version() -> tuple[int, ...]:
+    """QEMU's version, e.g. ``(7, 2, 22)``."""
+    text = subprocess.run(
+        [find_qemu(), "--version"], check=True, capture_output=True, text=True
+    ).stdout
+    match = re.search(r"version (\d+)\.(\d+)\.(\d+)", text)
+    if match is None:
+        raise HarnessError(f"cannot read the version of {find_qemu()} from {text!r}")
+    return tuple(int(part) for part in match.groups())
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the guest sees of its machine; equal for a template and all its forks.
+
+    ``memory`` is in MiB. ``accelerator`` is ``tcg`` or ``kvm``.
+    """
+
+    accelerator: str
+    cpus: int = 2
+    memory: int = 2048
+
+    def cpu_model(self) -> str:
+        if self.accelerator == "kvm":
+            return "host"
+        # QEMU 7.2's cmpxchg16b leaves broken flags, on which kernel 6.12 panics; 8.0 has it mended.
+        return "max,-cx16" if qemu_version() < (8, 0) else "max"
+
+    def key(self) -> dict[str, Any]:
+        """What a template made on this hardware depends on."""
+        return {
+            "accelerator": self.accelerator,
+            "cpus": self.cpus,
+            "memory": self.memory,
+            "cpu": self.cpu_model(),
+            "host_cpu": host_cpu() if self.accelerator == "kvm" else None,
+            "qemu": qemu_version(),
+            "arguments": self.arguments(Path("ram"), share=False),
+        }
+
+    def arguments(self, ram: Path, *, share: bool) -> list[str]:
+        """The part of the command line that template and forks have in common.
+
+        ``share``: guest memory is written back to ``ram`` (a template); else copy-on-write (a fork).
+        """
+        memory = f"memory-backend-file,id=ram,size={self.memory}M,mem-path={ram},share={'on' if share else 'off'}"
+        accelerator = "tcg,thread=multi" if self.accelerator == "tcg" else self.accelerator
+        return [
+            *("-nodefaults", "-no-user-config", "-display", "none"),
+            *("-machine", "q35,memory-backend=ram,vmport=off"),
+            *("-accel", accelerator),
+            *("-cpu", self.cpu_model(), "-smp", str(self.cpus), "-m", f"{self.memory}M"),
+            *("-object", memory),
+            *("-device", "vmgenid,guid=auto"),
+            *("-device", "virtio-rng-pci"),
+            *("-device", "virtio-blk-pci,drive=disk"),
+            *("-device", "virtio-net-pci,netdev=lan,mac=52:54:00:12:34:01,romfile="),
+            *("-device", "virtio-serial-pci"),
+            *("-device", "virtserialport,chardev=shell,name=tentaflake.shell"),
+            *("-serial", "chardev:console"),
+            *("-mon", "chardev=qmp,mode=control"),
+        ]
+
+
+def host_cpu() -> str:
+    """The host processor as /proc/cpuinfo names it, with its flags."""
+    wanted = ("model name", "flags", "microcode")
+    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    return "\n".join(line for line in lines if line.startswith(wanted))
+
+
+@dataclass
+class Process:
+    """A running QEMU in its run directory, with its monitor and the guest's root shell socket."""
+
+    command: list[str]
+    directory: Path
+    popen: subprocess.Popen[bytes]
+    qmp: QEMUMonitorProtocol
+    shell: socket.socket
+    _console_seen: int = field(default=0, repr=False)
+
+    @property
+    def console_log(self) -> Path:
+        return self.directory / "console.log"
+
+    def check(self) -> None:
+        """Raise if the guest can not go on: QEMU dead, kernel panicked, host disk full."""
+        if panic := self._find_panic():
+            raise GuestPanicked(f"the guest's kernel panicked: {panic}\n{self.console_tail()}")
+        if (code := self.popen.poll()) is not None:
+            raise self._death(code)
+        try:
+            events = self.qmp.get_events(wait=False)
+        except (QMPError, OSError):
+            return  # QEMU is on its way out: the next look has its exit code
+        for event in events:
+            if event["event"] == "BLOCK_IO_ERROR":
+                data = event["data"]
+                assert isinstance(data, dict)
+                if data.get("nospace"):
+                    raise HostDiskFull(
+                        f"the disk under {self.directory} is full; QEMU has stopped the machine",
+                        hint="free some space, or choose another place with --vm-cache; `harness image prune` deletes old templates",
+                    )
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """A QMP command; raises ``GuestDied`` if QEMU went away under it."""
+        try:
+            return self.qmp.cmd(command, **arguments)
+        except (QMPError, OSError, EOFError) as error:
+            if self._exited(within=1.0) is not None:
+                self.check()
+            raise HarnessError(f"QEMU refused {command}: {error}") from error
+
+    def wait_status(self, status: str, timeout: float) -> None:
+        """Wait for ``query-status`` to say ``status`` (seconds)."""
+        deadline = time.monotonic() + timeout
+        while (seen := self.execute("query-status")["status"]) != status:
+            self.check()
+            if time.monotonic() > deadline:
+                raise HarnessError(f"QEMU is {seen!r}, not {status!r}, after {timeout} s")
+            time.sleep(0.002)
+
+    def console_tail(self) -> str:
+        """The last lines of the console, for an error message."""
+        try:
+            text = self.console_log.read_bytes()[-8192:].decode(errors="replace")
+        except FileNotFoundError:
+            text = ""
+        lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+        if not lines:
+            return "  (nothing was written to its console)"
+        return "\n".join(f"  console| {line}" for line in lines[-CONSOLE_TAIL:])
+
+    def close(self) -> None:
+        """Kill QEMU; nothing of it is left. Closing twice is fine."""
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait()
+        self.shell.close()
+        try:
+            self.qmp.close()
+        except (QMPError, OSError, EOFError):
+            pass  # the peer is dead, as it should be
+
+    def _find_panic(self) -> str | None:
+        try:
+            with self.console_log.open("rb") as file:
+                file.seek(max(0, self._console_seen - 200))
+                text = file.read()
+                self._console_seen = file.tell()
+        except FileNotFoundError:
+            return None
+        match = PANIC.search(text)
+        return match[0].decode(errors="replace") if match else None
+
+    def _exited(self, within: float) -> int | None:
+        try:
+            return self.popen.wait(within)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _death(self, code: int) -> GuestDied:
+        log = (self.directory / "qemu.log").read_text(errors="replace").strip()[-2000:]
+        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return GuestDied(
+            f"QEMU (pid {self.popen.pid}) ended {how}"
+            + (f"\n{log}" if log else "")
+            + f"\n{self.console_tail()}",
+            hint=f"its command line was:\n  {shlex.join(self.command)}",
+        )
+
+
+def _die_with_parent() -> None:
+    """In the child: be killed when the thread that started it dies (prctl(2), PR_SET_PDEATHSIG)."""
+    _libc.prctl(1, signal.SIGKILL)
+
+
+_libc = ctypes.CDLL(None)
+
+
+@contextmanager
+def start_qemu(
+    directory: Path,
+    arguments: Sequence[str],
+    *,
+    disk: str,
+    netdev: str,
+    inherit: Sequence[int] = (),
+) -> Iterator[Process]:
+    """Start QEMU in ``directory`` (its working directory; logs go there); kill it at the end.
+
+    ``disk`` and ``netdev`` are the values of ``-drive``/``-netdev`` back ends. ``inherit`` are file
+    descriptors that the arguments name. The monitor and the shell are socket pairs: nothing of them
+    is on disk. The console is a Unix socket that may be connected and left at will.
+    """
+    qmp_here, qmp_there = socket.socketpair()
+    shell_here, shell_there = socket.socketpair()
+    command = [
+        str(find_qemu()),
+        *arguments,
+        *("-drive", f"id=disk,if=none,{disk}"),
+        *("-netdev", f"{netdev},id=lan"),
+        *("-chardev", f"socket,id=qmp,fd={qmp_there.fileno()}"),
+        *("-chardev", f"socket,id=shell,fd={shell_there.fileno()}"),
+        "-chardev",
+        "socket,id=console,path=console.sock,server=on,wait=off,logfile=console.log",
+    ]
+    with (directory / "qemu.log").open("wb") as log:
+        popen = subprocess.Popen(
+            command,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[qmp_there.fileno(), shell_there.fileno(), *inherit],
+            preexec_fn=_die_with_parent,
+        )
+    (directory / "qemu.pid").write_text(str(popen.pid))
+    qmp_there.close()
+    shell_there.close()
+    qmp = QEMUMonitorProtocol(qmp_here)
+    process = Process(command, directory, popen, qmp, shell_here)
+    try:
+        try:
+            qmp.connect()
+            qmp.settimeout(60)
+        except (QMPError, OSError, EOFError) as error:
+            process._exited(within=2.0)
+            process.check()
+            raise HarnessError(f"no answer from QEMU's monitor: {error}") from error
+        yield process
+    finally:
+        process.close()

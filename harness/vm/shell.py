@@ -1,0 +1,182 @@
+"""The host's end of the root shell in a guest (the guest's end is ``guest_shell``)."""
+
+import json
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from harness.errors import HarnessError
+from harness.vm.guest_shell import HEADER, pack
+
+TICK = 0.2
+"""Seconds between two looks at whether the guest still lives."""
+GRACE = 15.0
+"""Seconds past a command's own timeout after which the guest itself is held to be hung."""
+MAX_PAYLOAD = 1 << 20
+
+
+class GuestUnresponsive(HarnessError, TimeoutError):
+    """The machine runs, but its root shell does not answer: a hung kernel, a starved guest."""
+
+
+class CommandFailed(HarnessError):
+    """A command that had to succeed did not."""
+
+
+class CommandTimeout(CommandFailed, TimeoutError):
+    """A command that had to succeed was killed at the end of its time."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did. ``exit`` is as a shell gives it: 128 + N after signal N."""
+
+    command: str
+    exit: int
+    stdout: bytes
+    stderr: bytes
+    timed_out: bool
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        return self.stdout.decode(errors="replace")
+
+    def check(self) -> "Result":
+        """Return self, or raise what went wrong with the end of what it said."""
+        self.stop_if_timed_out()
+        if self.exit:
+            raise CommandFailed(f"in the guest, exit code {self.exit}: {self.command}\n{self._tail()}")
+        return self
+
+    def stop_if_timed_out(self) -> "Result":
+        """Return self, or raise ``CommandTimeout`` if the guest had to kill it."""
+        if self.timed_out:
+            raise CommandTimeout(
+                f"in the guest, killed after {self.seconds:.1f} s: {self.command}\n{self._tail()}"
+            )
+        return self
+
+    def _tail(self) -> str:
+        return (self.stderr[-2000:] or self.stdout[-2000:]).decode(errors="replace").strip()
+
+
+class Shell:
+    """A root shell over a connected socket. One command at a time.
+
+    ``watch`` is called while waiting; it raises when the guest has died, so that no wait outlives it.
+    """
+
+    def __init__(self, connection: socket.socket, watch: Callable[[], None]) -> None:
+        self._socket = connection
+        self._socket.setblocking(False)
+        self._watch = watch
+        self._request = int.from_bytes(os.urandom(3), "big") << 8
+        self._buffer = bytearray()
+
+    def hello(self, timeout: float) -> dict[str, object]:
+        """Wait for the shell to answer; set the guest's clock and reseed its randomness.
+
+        Raises ``GuestUnresponsive`` when ``timeout`` (seconds) has passed.
+        """
+        request = self._next_request()
+        message = {"time": time.time(), "entropy": os.urandom(64).hex()}
+        deadline = time.monotonic() + timeout
+        self._send(pack(b"H", request, json.dumps(message).encode()), deadline)
+        while True:
+            kind, payload = self._receive(request, deadline, "hello")
+            if kind == b"h":
+                answer = json.loads(payload)
+                assert isinstance(answer, dict)
+                return answer
+
+    def run(
+        self, command: str | Sequence[str], *, timeout: float = 60.0, stdin: bytes = b""
+    ) -> Result:
+        """Run a shell command line, or an argument vector, as root; never raises for its exit code.
+
+        ``timeout`` is in seconds, after which the guest kills it with all its process group.
+        Raises ``GuestUnresponsive``, or what ``watch`` raises, when the guest itself is gone.
+        """
+        argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        shown = command if isinstance(command, str) else " ".join(command)
+        request = self._next_request()
+        started = time.monotonic()
+        deadline = started + timeout + GRACE
+        for start in range(0, len(stdin), MAX_PAYLOAD):
+            self._send(pack(b"I", request, stdin[start : start + MAX_PAYLOAD]), deadline)
+        order = json.dumps({"argv": argv, "timeout": timeout}).encode()
+        self._send(pack(b"R", request, order), deadline)
+        output: dict[bytes, bytearray] = {b"o": bytearray(), b"e": bytearray()}
+        while True:
+            kind, payload = self._receive(request, deadline, shown)
+            if kind in output:
+                output[kind] += payload
+            elif kind == b"x":
+                end = json.loads(payload)
+                return Result(
+                    command=shown,
+                    exit=end["exit"],
+                    stdout=bytes(output[b"o"]),
+                    stderr=bytes(output[b"e"]),
+                    timed_out=end["timed_out"],
+                    seconds=time.monotonic() - started,
+                )
+
+    def _next_request(self) -> int:
+        self._request += 1
+        return self._request
+
+    def _wait(self, event: int, deadline: float, doing: str) -> None:
+        poller = select.poll()
+        poller.register(self._socket, event)
+        while not poller.poll(TICK * 1000):
+            self._watch()
+            if time.monotonic() > deadline:
+                raise GuestUnresponsive(
+                    f"the guest's root shell has not answered in time; it was asked: {doing[:200]}",
+                    hint="its console log shows what it was doing; a host with too little CPU or memory looks the same",
+                )
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[self._socket.send(rest) :]
+            except BlockingIOError:
+                self._wait(select.POLLOUT, deadline, "to take input")
+            except OSError:
+                self._closed()
+
+    def _receive(self, request: int, deadline: float, doing: str) -> tuple[bytes, bytes]:
+        """The next frame that answers ``request``; what answers an abandoned one is dropped."""
+        while True:
+            while len(self._buffer) >= HEADER.size:
+                kind, answered, length = HEADER.unpack_from(self._buffer)
+                if len(self._buffer) < HEADER.size + length:
+                    break
+                payload = bytes(self._buffer[HEADER.size : HEADER.size + length])
+                del self._buffer[: HEADER.size + length]
+                if answered == request:
+                    return kind, payload
+            self._wait(select.POLLIN, deadline, doing)
+            try:
+                data = self._socket.recv(1 << 18)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            if not data:
+                self._closed()
+            self._buffer += data
+
+    def _closed(self) -> None:
+        """The other end is gone: say why if it can be known, within a second."""
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            self._watch()
+            time.sleep(0.02)
+        raise GuestUnresponsive("the guest's root shell has closed its end")

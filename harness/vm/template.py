@@ -1,0 +1,220 @@
+"""Templates and forks: boot once, keep the memory in a file, start copies of it copy-on-write.
+
+A template is a cache entry with
+    ram             the guest's memory, mapped privately by every fork and never written again
+    state           the devices' state (a migration stream without the memory)
+    disk.qcow2      the disk as it was then, backed by the layer below
+    overlay.qcow2   an empty overlay on it, which a fork copies
+    id_ed25519      the private key for root's SSH login
+
+Recipe: ``migrate`` with ``x-ignore-shared`` from a machine whose memory is a shared file; forks map the
+same file with ``share=off`` and load the state. See docs/architecture.md.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from harness.cache import Cache, explain_disk_errors, key_of
+from harness.progress import step
+from harness.vm.image import Image
+from harness.vm.machine import Machine
+from harness.vm.qemu import Hardware, start_qemu
+
+FORMAT = 1
+"""Part of every key: raise it when templates are made in another way."""
+BOOT_TIMEOUT = 300.0
+ANSWER_TIMEOUT = 30.0
+NETDEV = "user,restrict=on,hostfwd=tcp:127.0.0.1:0-10.0.2.15:22"
+"""User-mode network that leads nowhere: the guest can not reach the host's network or the internet."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A snapshot that machines are forked from."""
+
+    directory: Path
+    hardware: Hardware
+    image: Image
+
+    @property
+    def key(self) -> str:
+        return self.directory.name
+
+    @contextmanager
+    def fork(self, cache: Cache) -> Iterator[Machine]:
+        """A new machine in the state of this template; gone at the end, and nothing of it left."""
+        with cache.run_directory() as directory, explain_disk_errors(cache.root):
+            shutil.copyfile(self.directory / "overlay.qcow2", directory / "overlay.qcow2")
+            with _restore(self, directory, ram=self.directory / "ram", share=False) as machine:
+                yield machine
+
+
+def boot_arguments(image: Image) -> list[str]:
+    return [
+        *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
+        *("-append", image.command_line),
+    ]
+
+
+def _drive(file: str) -> str:
+    # A test machine's disk needs not survive the host's power cut: never wait for fsync.
+    return f"file={file},format=qcow2,cache=unsafe,discard=unmap"
+
+
+@contextmanager
+def power_on(image: Image, hardware: Hardware, directory: Path) -> Iterator[Machine]:
+    """Boot cold in ``directory``, with memory in its file ``ram`` and the disk in ``disk.qcow2``."""
+    backing = os.path.relpath(image.disk, directory)
+    _create_overlay(directory / "disk.qcow2", backing, "raw")
+    started = time.monotonic()
+    arguments = [*hardware.arguments(directory / "ram", share=True), *boot_arguments(image)]
+    with start_qemu(directory, arguments, disk=_drive("disk.qcow2"), netdev=NETDEV) as process:
+        machine = Machine(process)
+        machine.wait_shell(BOOT_TIMEOUT, started=started)
+        yield machine
+
+
+@contextmanager
+def _restore(template: Template, directory: Path, *, ram: Path, share: bool) -> Iterator[Machine]:
+    """A machine in ``directory`` that goes on where ``template`` stopped, with its memory from ``ram``."""
+    started = time.monotonic()
+    with ExitStack() as stack:
+        state = stack.enter_context((template.directory / "state").open("rb"))
+        arguments = [
+            *template.hardware.arguments(ram, share=share),
+            *boot_arguments(template.image),
+            *("-incoming", "defer"),
+        ]
+        process = stack.enter_context(
+            start_qemu(
+                directory,
+                arguments,
+                disk=_drive("overlay.qcow2" if not share else "disk.qcow2"),
+                netdev=NETDEV,
+                inherit=[state.fileno()],
+            )
+        )
+        _ignore_shared_memory(process.execute)
+        process.execute("migrate-incoming", uri=f"fd:{state.fileno()}")
+        process.wait_status("paused", ANSWER_TIMEOUT)
+        process.execute("cont")
+        machine = Machine(process, ssh_key=template.directory / "id_ed25519")
+        machine.timings["restored"] = time.monotonic() - started
+        machine.wait_shell(ANSWER_TIMEOUT, started=started)
+        yield machine
+
+
+def _ignore_shared_memory(execute: object) -> None:
+    assert callable(execute)
+    execute(
+        "migrate-set-capabilities",
+        capabilities=[{"capability": "x-ignore-shared", "state": True}],
+    )
+
+
+def _snapshot(machine: Machine, directory: Path) -> None:
+    """Stop the machine for good and write ``state``; ``ram`` and ``disk.qcow2`` are complete then."""
+    process = machine.process
+    machine.run("sync; echo 1 > /proc/sys/vm/drop_caches; fstrim -a 2>/dev/null; sync").stop_if_timed_out()
+    process.execute("stop")
+    _ignore_shared_memory(process.execute)
+    process.execute("migrate", uri="exec:cat > state")
+    deadline = time.monotonic() + 120
+    while (status := process.execute("query-migrate").get("status")) != "completed":
+        process.check()
+        if status == "failed" or time.monotonic() > deadline:
+            raise RuntimeError(f"the snapshot was not written: migration {status}")
+        time.sleep(0.01)
+    process.execute("quit")
+    process.popen.wait(30)
+
+
+def _create_overlay(path: Path, backing: str, backing_format: str, size: str | None = None) -> None:
+    """An empty qcow2 on ``backing`` (relative to it); with ``size`` the backing file need not be there yet."""
+    unchecked = ["-u"] if size else []
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", *unchecked, "-b", backing, "-F", backing_format, path.name]
+        + ([size] if size else []),
+        cwd=path.parent,
+        check=True,
+    )
+
+
+def _finish(machine: Machine, directory: Path, key: str, image: Image) -> None:
+    _snapshot(machine, directory)
+    size = str(image.disk.stat().st_size)
+    _create_overlay(directory / "overlay.qcow2", f"../../templates/{key}/disk.qcow2", "qcow2", size)
+    for name in ("console.sock", "qemu.pid"):
+        (directory / name).unlink(missing_ok=True)
+
+
+def _authorize_ssh(machine: Machine, directory: Path) -> None:
+    """Make a key pair for root's login; the private half stays in the template."""
+    key = Ed25519PrivateKey.generate()
+    private = directory / "id_ed25519"
+    private.touch(mode=0o600)
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.OpenSSH,
+            serialization.NoEncryption(),
+        )
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    machine.run("mkdir -p -m 700 /root/.ssh").check()
+    machine.put(public + b" tentaflake\n", "/root/.ssh/authorized_keys", 0o600)
+
+
+def cold_template(
+    cache: Cache,
+    image: Image,
+    hardware: Hardware,
+    prepare: Callable[[Machine], None],
+    *,
+    title: str,
+    **content: Any,
+) -> Template:
+    """Boot the image and ``prepare`` it; made once for the same image, hardware and ``content``."""
+    key = key_of(layer="cold", image=image.key, hardware=hardware.key(), format=FORMAT, **content)
+
+    def build(directory: Path) -> None:
+        with step(title), power_on(image, hardware, directory) as machine:
+            prepare(machine)
+            _authorize_ssh(machine, directory)
+            _finish(machine, directory, key, image)
+
+    return Template(cache.make("templates", key, build), hardware, image)
+
+
+def derived_template(
+    cache: Cache, base: Template, prepare: Callable[[Machine], None], *, title: str, **content: Any
+) -> Template:
+    """A template on top of ``base``, which stays as it is; made once for the same ``content``."""
+    key = key_of(layer="derived", base=base.key, format=FORMAT, **content)
+
+    def build(directory: Path) -> None:
+        with step(title):
+            subprocess.run(
+                ["cp", "--sparse=always", "--reflink=auto", str(base.directory / "ram"), "ram"],
+                cwd=directory,
+                check=True,
+            )
+            shutil.copy(base.directory / "id_ed25519", directory / "id_ed25519")
+            _create_overlay(directory / "disk.qcow2", f"../{base.key}/disk.qcow2", "qcow2")
+            with _restore(base, directory, ram=directory / "ram", share=True) as machine:
+                prepare(machine)
+                _finish(machine, directory, key, base.image)
+
+    return Template(cache.make("templates", key, build), base.hardware, base.image)

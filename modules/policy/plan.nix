@@ -1,0 +1,173 @@
+# The plan: all that a host has to be, as plain data. Only called with valid agents; what is listed is in the order
+# of the agents' names, so that the order in the user's file does not matter (X4).
+let
+  inherit (builtins)
+    attrValues
+    concatMap
+    filter
+    isString
+    listToAttrs
+    toJSON
+    ;
+  images = import ./images.nix;
+  container = import ./container.nix;
+
+  # Docker's daemon.json, for Docker 26.1 on.
+  dockerSettings = {
+    # Images keep their registry digest when they are loaded from a file, so that C5 can be checked offline.
+    features.containerd-snapshotter = true;
+    # No docker0: a container that was started by hand shares a wire with nobody.
+    bridge = "none";
+    icc = false;
+    # IPv6 is filtered and translated as IPv4 is; before Docker 27 that is behind `experimental`.
+    ip6tables = true;
+    experimental = true;
+    # A proxy process would accept published ports in the host's own name, past the forward rules (F5).
+    userland-proxy = false;
+    no-new-privileges = true;
+    log-driver = "journald";
+  };
+
+  mkAgent =
+    host:
+    {
+      label,
+      spec,
+      identity,
+      stateDir,
+      ...
+    }:
+    let
+      name = label;
+      inherit (identity) user;
+      group = user;
+      agent = {
+        inherit
+          name
+          user
+          group
+          stateDir
+          ;
+        inherit (identity) uid gid;
+        inherit (spec)
+          allowMutableImage
+          autoStart
+          publish
+          secrets
+          tts
+          ;
+        egress =
+          if isString spec.egress then
+            spec.egress
+          else
+            map (entry: entry // { network = entry.network.text; }) spec.egress;
+        network = {
+          name = user;
+          inherit (identity) bridge ipv4 ipv6;
+          # An internal network has no way out, and so no way for the answers of a published port either:
+          # the firewall alone then keeps egress "none".
+          internal = spec.egress == "none" && spec.publish == [ ];
+        };
+        config = {
+          path = "/etc/hermes/${name}/config.yaml";
+          content = toJSON spec.settings; # JSON is YAML
+          mode = "0440";
+          user = "root";
+          inherit group;
+        };
+        limits = { inherit (spec) memory cpus pids; };
+        service = {
+          name = "docker-${user}";
+          # F6: no agent before the rules, and none without them.
+          after = [
+            "docker.service"
+            "nftables.service"
+          ];
+          requires = [
+            "docker.service"
+            "nftables.service"
+          ];
+          wantedBy = if spec.autoStart then [ "multi-user.target" ] else [ ];
+          restart = "always";
+          restartSec = 2;
+          startLimitIntervalSec = 0; # C6: never give up
+        };
+      };
+    in
+    agent
+    // {
+      container = container {
+        agent = agent // {
+          inherit spec;
+          image = if spec.image == null then images.default else spec.image;
+        };
+        # With no tailnet there is nobody to publish to (N1).
+        published = if host.tailnetInterface == null then [ ] else spec.publish;
+      };
+    };
+in
+{
+  host,
+  speechPort,
+  agents,
+}:
+let
+  byName = listToAttrs (
+    map (agent: {
+      name = agent.label;
+      value = mkAgent host agent;
+    }) agents
+  );
+  sorted = attrValues byName;
+  byUser =
+    f:
+    listToAttrs (
+      map (agent: {
+        name = agent.user;
+        value = f agent;
+      }) sorted
+    );
+in
+{
+  version = 1;
+  inherit host;
+  users = byUser (agent: {
+    inherit (agent) uid group;
+    home = agent.stateDir;
+    shell = "/usr/sbin/nologin";
+    description = "Hermes agent ${agent.name}";
+  });
+  groups = byUser (agent: { inherit (agent) gid; });
+  directories = concatMap (agent: [
+    {
+      path = agent.stateDir;
+      mode = "0700";
+      inherit (agent) user group;
+    }
+    {
+      path = "/etc/hermes/${agent.name}";
+      mode = "0750";
+      user = "root";
+      inherit (agent) group;
+    }
+  ]) sorted;
+  docker.settings = dockerSettings;
+  agents = byName;
+  nftables = {
+    family = "inet";
+    table = "tentaflake";
+    content = import ./firewall.nix {
+      inherit host speechPort;
+      agents = sorted;
+    };
+  };
+  speech = {
+    port = speechPort;
+    agents = map (agent: agent.name) (filter (agent: agent.tts) sorted);
+  };
+  audit.directories = map (agent: {
+    agent = agent.name;
+    path = agent.stateDir;
+    inherit (agent) uid;
+  }) sorted;
+}

@@ -1,0 +1,168 @@
+"""Getting from a file or a flake to a plan, and what is said when that fails."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.policy import Plan, PolicyError, evaluate, evaluate_flake, evaluate_many
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def git(directory: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
+    subprocess.run(
+        ["git", *identity, *arguments], cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, check=True
+    )
+
+
+@pytest.fixture(scope="module")
+def flake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository's flake, in a repository of its own with nothing else in it."""
+    copy = tmp_path_factory.mktemp("flake")
+    for name in ("flake.nix", "flake.lock", "agents.nix"):
+        shutil.copy(ROOT / name, copy)
+    shutil.copytree(ROOT / "modules" / "policy", copy / "modules" / "policy")
+    git(copy, "init")
+    git(copy, "add", ".")
+    git(copy, "commit", "-m", "flake")
+    return copy
+
+
+def test_the_flakes_plan_is_the_files_plan_byte_for_byte(flake: Path) -> None:
+    assert evaluate_flake(f"{flake}#agent-host").to_json() == evaluate(ROOT / "agents.nix").to_json()
+
+
+def test_a_flake_with_one_host_needs_no_name(flake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(flake)
+    assert evaluate_flake(".") == evaluate_flake("#agent-host")
+
+
+def test_a_plan_is_evaluated_offline(flake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIX_CONFIG", "tarball-ttl = 0\nconnect-timeout = 1\nhttp-connections = 1")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    assert evaluate_flake(f"{flake}#agent-host").host.name == "agent-host"
+
+
+def test_a_missing_host_lists_those_that_exist(flake: Path) -> None:
+    with pytest.raises(PolicyError, match="agent-host"):
+        evaluate_flake(f"{flake}#other")
+
+
+@pytest.mark.parametrize("host", ["$x", 'a"; abort "', "-x", "a b"])
+def test_a_host_name_cannot_be_an_expression(flake: Path, host: str) -> None:
+    with pytest.raises(PolicyError, match="not the name of a host"):
+        evaluate_flake(f"{flake}#{host}")
+
+
+def test_a_flakes_bad_specs_are_all_named(flake: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(flake, bad)
+    (bad / "agents.nix").write_text('_: [ { name = "a"; uid = 1; } { name = "b"; memory = 1; } ]')
+    with pytest.raises(PolicyError) as caught:
+        evaluate_flake(f"{bad}#agent-host")
+    assert "agent a: uid = 1" in str(caught.value)
+    assert "agent b: memory = 1" in str(caught.value)
+
+
+def test_what_is_no_flake_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"flake\.nix"):
+        evaluate_flake(f"{tmp_path}#agent-host")
+
+
+BROKEN_JSON = {
+    '[{"name": "a",}]': "line 1",
+    "": "not valid JSON",
+    "[NaN]": "NaN is not JSON",
+    '[{"name": "a", "name": "b"}]': "'name' stands twice",
+    "[" * 100_000: "nested too deeply",
+    '[{"name": "a", "command": ["\\u0000"]}]': r"agents\[0\].command\[0\]: a NUL character",
+    '[{"name": "\\ud800"}]': "JSON cannot express",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN_JSON.items(), ids=BROKEN_JSON.values())
+def test_broken_json_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
+    agents = tmp_path / "agents.json"
+    agents.write_text(text)
+    with pytest.raises(PolicyError, match=message):
+        evaluate(agents)
+
+
+def test_broken_nix_is_shown_with_its_place(tmp_path: Path) -> None:
+    agents = tmp_path / "agents.nix"
+    agents.write_text("[\n  (undefined_name 1)\n]")
+    with pytest.raises(PolicyError, match=r"undefined variable 'undefined_name'(.|\n)*agents\.nix:2"):
+        evaluate(agents)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"none\.nix: no such file"):
+        evaluate(tmp_path / "none.nix")
+
+
+def test_one_broken_host_of_many_spoils_no_other() -> None:
+    good, nul, bad = evaluate_many([[{"name": "a"}], [{"name": "\0"}], [{"name": "A"}]])
+    assert isinstance(good, Plan)
+    assert isinstance(nul, PolicyError)
+    assert isinstance(bad, PolicyError)
+    assert [error.field for error in bad.errors] == ["name"]
+
+
+def test_without_nix_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PolicyError, match="apt-get install nix-bin"):
+        evaluate(ROOT / "agents.nix")
+
+
+def test_evaluation_writes_no_home_and_leaves_nothing_behind(tmp_path: Path, flake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, temp = tmp_path / "home", tmp_path / "tmp"
+    home.mkdir()
+    temp.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("TMPDIR", str(temp))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", None)
+    evaluate(ROOT / "agents.nix")
+    evaluate_many([[{"name": "a"}]])
+    evaluate_flake(f"{flake}#agent-host")
+    assert list(home.iterdir()) == []
+    assert list(temp.iterdir()) == []
+
+
+def test_the_flakes_other_outputs_wire_the_same_policy(flake: Path) -> None:
+    """With a stand-in for nixpkgs, since none can be had offline: what is called with what, not what it builds."""
+    stub = """
+      let
+        pkgs = builtins.listToAttrs (map (name: { inherit name; value = name; }) [
+          "age" "dpkg" "e2fsprogs" "mmdebstrap" "nftables" "nix" "openssh" "python3" "qemu" "nixfmt-tree"
+        ]) // { writeShellApplication = app: app; };
+        systems = [ "x86_64-linux" "aarch64-linux" ];
+        nixpkgs = {
+          lib.genAttrs = names: f: builtins.listToAttrs (map (name: { inherit name; value = f name; }) names);
+          lib.getExe = app: app.text;
+          legacyPackages = nixpkgs.lib.genAttrs systems (_: pkgs);
+        };
+        outputs = (import FLAKE).outputs { inherit nixpkgs; self = "SELF"; };
+      in
+      {
+        names = builtins.attrNames outputs;
+        programs = builtins.mapAttrs (_: builtins.mapAttrs (_: app: app.program)) outputs.apps;
+        formatters = builtins.attrValues outputs.formatter;
+        same = outputs.lib.policy.plan { agents = import (FLAKE_DIR + "/agents.nix"); } == outputs.plans.agent-host;
+      }
+    """.replace("FLAKE_DIR", f'"{flake}"').replace("FLAKE", f"{flake}/flake.nix")
+    done = subprocess.run(
+        ["nix-instantiate", "--eval", "--strict", "--json", "--store", "dummy://", "--expr", stub],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    programs = '{"test":"exec SELF/ci/test \\"$@\\"","verify":"exec SELF/ci/harness verify \\"$@\\""}'
+    assert f'"programs":{{"aarch64-linux":{programs},"x86_64-linux":{programs}}}' in done.stdout
+    assert '"same":true' in done.stdout
