@@ -41,7 +41,7 @@ def default_root() -> Path:
 
 def key_of(**parts: Any) -> str:
     """A short name for content: the first 20 hex digits of the SHA-256 of the parts as JSON."""
-    text = json.dumps(parts, sort_keys=True, default=str)
+    text = json.dumps(parts, sort_keys=True, default=os.fspath)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -59,12 +59,13 @@ def explain_disk_errors(root: Path) -> Iterator[None]:
         if isinstance(error, HarnessError):
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(root).free >> 20
+            there = next(path for path in (root, *root.absolute().parents) if path.exists())
+            free = shutil.disk_usage(there).free >> 20
             raise CacheUnusable(
                 f"the disk of the cache {root} is full ({free} MiB free)",
                 hint="free some space, run `harness image prune`, or choose another place with --vm-cache",
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
             raise CacheUnusable(
                 f"the cache {root} can not be written: {error}",
                 hint="choose another place with --vm-cache or TENTAFLAKE_CACHE",
@@ -146,15 +147,19 @@ class Cache:
             lock.close()
 
     def sweep_runs(self) -> list[Path]:
-        """Remove what killed runs left behind; returns the directories removed."""
-        swept = []
+        """Remove what killed runs left behind, machines and half-made entries; returns the directories removed."""
+        swept = self._sweep_partials()
         for path in sorted((self.root / "run").glob("*")):
+            if path.name.startswith(".") and _age(path) < 60:
+                continue  # being made: its lock is not held yet
             try:
                 lock = (path / "lock").open("r+")
-            except OSError:
+            except FileNotFoundError:
                 # Being made or removed by its owner; one that stays like this was killed in between.
                 if _age(path) > 60:
                     shutil.rmtree(path, ignore_errors=True)
+                continue
+            except OSError:
                 continue
             with lock:
                 try:
@@ -176,6 +181,20 @@ class Cache:
                         shutil.rmtree(path, ignore_errors=True)
                     pruned.append(path)
         return pruned
+
+    def _sweep_partials(self) -> list[Path]:
+        """Remove half-made entries, whatever their key, that nobody is making: their lock is free."""
+        swept = []
+        for path in sorted(self.root.glob("*/.*.partial")):
+            key = path.name.split(".")[1]
+            with (self.root / "locks" / f"{path.parent.name}-{key}").open("a") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    continue
+                shutil.rmtree(path, ignore_errors=True)
+                swept.append(path)
+        return swept
 
     def _sweep(self, path: Path) -> None:
         """Remove partial builds of this entry: we hold its lock, so their makers are dead."""

@@ -22,7 +22,6 @@ import msgspec
 from harness.errors import HarnessError
 
 POLICY = Path(__file__).resolve().parent.parent / "modules" / "policy"
-NIX_CONF = "experimental-features = nix-command flakes"
 
 Host = Mapping[str, Any]
 Spec = Mapping[str, Any]
@@ -304,8 +303,9 @@ def evaluate_flake(ref: str) -> Plan:
 
 
 def _choose(host: str) -> str:
+    """The Nix expression that takes a host's plan out of ``plans``, or null."""
     if not host:
-        return "if builtins.length (builtins.attrNames plans) == 1 then builtins.head (builtins.attrValues plans) else null"
+        return "let all = builtins.attrValues plans; in if builtins.length all == 1 then builtins.head all else null"
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", host):
         raise PolicyError(f"{host!r} is not the name of a host", hint="write FLAKE#HOST, e.g. .#agent-host")
     return f'plans."{host}" or null'
@@ -355,7 +355,7 @@ def _encode(agents: Any, host: Host | None = None) -> bytes | PolicyError:
         return PolicyError(f"agents that JSON cannot express: {error}")
     nul = _find_nul(agents) if b"\\u0000" in encoded else None
     if nul is not None:
-        return PolicyError(f"agents{nul}: a NUL character in a string", hint="remove it: nothing on the host can hold one")
+        return PolicyError(f"agents{nul}: a NUL character in a string", hint="remove it: no program can be given one")
     return encoded
 
 
@@ -388,9 +388,7 @@ def _find_nul(data: Any) -> str | None:
 
 def _check_data(hosts: Sequence[bytes]) -> list[_Verdict]:
     """Judges hosts, each encoded by ``_encode``."""
-    expression = (
-        "{ policy, hosts }: map (import policy).check (builtins.fromJSON (builtins.readFile hosts))"
-    )
+    expression = "{ policy, hosts }: map (import policy).check (builtins.fromJSON (builtins.readFile hosts))"
     with tempfile.NamedTemporaryFile(prefix="hosts-", suffix=".json") as file:
         file.write(b"[" + b",".join(hosts) + b"]")
         file.flush()
@@ -419,7 +417,7 @@ def _private_store() -> Iterator[dict[str, str]]:
 
 
 def _run(command: Sequence[str], *, subject: str, environment: Mapping[str, str] | None = None) -> bytes:
-    config = "\n".join(filter(None, [os.environ.get("NIX_CONFIG"), f"extra-{NIX_CONF}"]))
+    config = "\n".join(filter(None, [os.environ.get("NIX_CONFIG"), "extra-experimental-features = nix-command flakes"]))
     try:
         done = subprocess.run(
             command,
@@ -439,9 +437,8 @@ def _run(command: Sequence[str], *, subject: str, environment: Mapping[str, str]
 
 
 def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
-    """Nix' own message, without the warnings before it."""
+    """Nix' own message, without the warnings and the frames before it."""
     text = done.stderr.decode(errors="replace").strip()
-    _, _, message = text.partition("error: ")
-    return message.removesuffix("(use '--show-trace' to show detailed location information)").strip() or (
-        text or f"{done.args[0]} ended with status {done.returncode}"
-    )
+    message = re.split(r"^ *error: ", text, flags=re.MULTILINE)[-1]
+    message = message.removesuffix("(use '--show-trace' to show detailed location information)").strip()
+    return message or f"{done.args[0]} ended with status {done.returncode}"

@@ -272,7 +272,7 @@ def stop_units(agents: list[dict[str, Any]]) -> None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_bytes().decode()  # as it is: text mode would read a carriage return as a newline
     except FileNotFoundError:
         return ""
 
@@ -363,7 +363,9 @@ def switch(number: int) -> None:
         switch_to(number, former)
     except (Failed, OSError, KeyError) as error:
         try:
-            if former is not None and former != number:
+            if former is None:
+                CURRENT.unlink(missing_ok=True)
+            elif former != number:
                 switch_to(former, number)
         except Failed as second:
             raise Failed(f"{error}\nand going back to generation {former} failed too: {second}") from error
@@ -384,8 +386,12 @@ def main(arguments: list[str]) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two switches at once: one after the other
         try:
             if options.command == "switch":
-                text = sys.stdin.read() if options.plan == "-" else Path(options.plan).read_text()
-                plan = json.loads(text)
+                try:
+                    text = sys.stdin.read() if options.plan == "-" else Path(options.plan).read_text()
+                    plan = json.loads(text)
+                except (OSError, ValueError) as error:
+                    print(f"activate: the plan cannot be read: {error}", file=sys.stderr)
+                    return 2
                 if not isinstance(plan, dict) or plan.get("version") != PLAN_VERSION:
                     print(f"activate: not a plan of version {PLAN_VERSION}", file=sys.stderr)
                     return 2
@@ -393,7 +399,8 @@ def main(arguments: list[str]) -> int:
                 try:
                     switch(number)
                 except Failed:
-                    shutil.rmtree(generation(number), ignore_errors=True)
+                    if number != current_generation():  # it is when going back failed too
+                        shutil.rmtree(generation(number), ignore_errors=True)
                     raise
             elif options.command == "rollback":
                 now = current_generation() or 0
@@ -406,7 +413,7 @@ def main(arguments: list[str]) -> int:
             for number in generations():
                 print(number, "current" if number == current_generation() else "")
         except json.JSONDecodeError as error:
-            print(f"activate: the plan is not JSON: {error}", file=sys.stderr)
+            print(f"activate: a stored plan is not JSON: {error}", file=sys.stderr)
             return 2
         except Failed as error:
             print(f"activate: {error}", file=sys.stderr)

@@ -17,8 +17,7 @@ AGENT = """#!/bin/sh
 trap 'echo USR1 >> "$HERMES_HOME/signals"' USR1
 trap 'exit 0' TERM INT
 echo "$$ started" >> "$HERMES_HOME/starts"
-# With a port, also answers on it, so that a neighbour has something to reach.
-[ -n "$PROBE_PORT" ] && { while :; do echo "$HERMES_HOME" | nc -l -p "$PROBE_PORT"; done & }
+exec 9> "$HERMES_HOME/held"
 while :; do sleep 86400 & wait $!; done
 """
 

@@ -11,13 +11,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.cache import Cache, key_of
+from harness.cache import Cache, explain_disk_errors, key_of
 from harness.errors import HarnessError
 from harness.vm.image import Image
 from harness.progress import step
 from harness.vm.qemu import Hardware, host_cpu, qemu_version, start_qemu
 
 CHOICES = ("auto", "kvm", "tcg")
+KVM = Path("/dev/kvm")
 KVM_LIMIT = 10.0
 ALIVE = b"tentaflake: the guest is alive"
 INIT = b"""#!/bin/busybox sh
@@ -38,32 +39,42 @@ class Verdict:
 def find_accelerator(cache: Cache, image: Image, wanted: str = "auto") -> Verdict:
     """``wanted`` or, for ``auto``, KVM where a guest runs under it, else TCG.
 
-    The verdict is cached for this kernel, processor and QEMU. Raises ``HarnessError`` when ``kvm`` is
-    asked for and does not work.
+    What a tiny guest says is cached for this kernel, processor and QEMU. Raises ``HarnessError`` when
+    ``kvm`` is asked for and does not work.
     """
     if wanted == "tcg":
         return Verdict("tcg", "as asked")
-    key = key_of(cpu=host_cpu(), kernel=os.uname().release, qemu=qemu_version(), image=image.key)
-    with cache.lock("accelerator"):
-        file = cache.root / "verdicts" / key
-        if file.exists() and not (wanted == "kvm" and json.loads(file.read_text())["accelerator"] != "kvm"):
-            verdict = Verdict(**json.loads(file.read_text()))
-        else:
-            verdict = _try_kvm(cache, image)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"accelerator": verdict.accelerator, "reason": verdict.reason}))
+    verdict = _look() or _cached_trial(cache, image, again=wanted == "kvm")
     if wanted == "kvm" and verdict.accelerator != "kvm":
         raise HarnessError(f"KVM does not work here: {verdict.reason}", hint="use --vm-accel=tcg or auto")
     return verdict
 
 
-def _try_kvm(cache: Cache, image: Image) -> Verdict:
-    if not os.path.exists("/dev/kvm"):
-        return Verdict("tcg", "no /dev/kvm")
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return Verdict("tcg", "/dev/kvm may not be opened by this user")
-    with step("trying KVM with a tiny guest"):
-        return try_kvm(cache, image)
+def _look() -> Verdict | None:
+    """What needs no trial, and may be mended at any time: it is never cached."""
+    if not KVM.exists():
+        return Verdict("tcg", f"no {KVM}")
+    if not os.access(KVM, os.R_OK | os.W_OK):
+        return Verdict("tcg", f"{KVM} may not be opened by this user")
+    return None
+
+
+def _cached_trial(cache: Cache, image: Image, *, again: bool) -> Verdict:
+    """The verdict on file, or a new one; ``again``: a no on file is not believed."""
+    key = key_of(cpu=host_cpu(), kernel=os.uname().release, qemu=qemu_version(), image=image.key)
+    with cache.lock("accelerator"):
+        file = cache.root / "verdicts" / key
+        try:
+            verdict: Verdict | None = Verdict(**json.loads(file.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):  # none yet, or one cut short by a full disk
+            verdict = None
+        if verdict is None or (again and verdict.accelerator != "kvm"):
+            with step("trying KVM with a tiny guest"):
+                verdict = try_kvm(cache, image)
+            with explain_disk_errors(cache.root):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps({"accelerator": verdict.accelerator, "reason": verdict.reason}))
+    return verdict
 
 
 def try_kvm(cache: Cache, image: Image) -> Verdict:
@@ -90,7 +101,7 @@ def try_kvm(cache: Cache, image: Image) -> Verdict:
             reason = f"QEMU failed with it: {' '.join(error.what.split())[:300]}"
         if _alive(directory):
             return Verdict("kvm", f"a guest ran under it in {time.monotonic() - started:.1f} s")
-    return Verdict("tcg", f"/dev/kvm is there, but {reason}")
+    return Verdict("tcg", f"{KVM} is there, but {reason}")
 
 
 def _alive(directory: Path) -> bool:

@@ -92,11 +92,13 @@ def run(port: Port, request: int, order: dict[str, object], stdin: bytes) -> Non
             stderr=subprocess.PIPE,
             start_new_session=True,
             close_fds=False,
-            cwd="/root",
+            cwd=os.path.expanduser("~"),
         )
-    except OSError as error:
-        port.send(b"e", request, f"{argv[0]}: {error.strerror}\n".encode())
-        port.send(b"x", request, json.dumps({"exit": 127, "timed_out": False}).encode())
+    except (OSError, ValueError) as error:  # ValueError: a NUL, or what is no text, in an argument
+        reason = getattr(error, "strerror", None) or error
+        code = 127 if isinstance(error, FileNotFoundError) else 126
+        port.send(b"e", request, f"{argv[0]}: {reason}\n".encode(errors="replace"))
+        port.send(b"x", request, json.dumps({"exit": code, "timed_out": False}).encode())
         return
     assert process.stdin and process.stdout and process.stderr
     streams = selectors.DefaultSelector()
@@ -131,10 +133,12 @@ def run(port: Port, request: int, order: dict[str, object], stdin: bytes) -> Non
                     process.stdin.close()
             else:
                 forward(port, request, streams, key)
-    # What was written before the exit is in the pipes now; what a background heir may write is not awaited.
+    # What was written before the exit is in the pipes now; what a background heir may write is not awaited,
+    # and not more read than a pipe holds: the heir may never stop.
     for key in list(streams.get_map().values()):
-        while key.data in (b"o", b"e") and forward(port, request, streams, key):
-            pass
+        left_over = fcntl.fcntl(key.fd, fcntl.F_GETPIPE_SZ) if key.data in (b"o", b"e") else 0
+        while left_over > 0 and forward(port, request, streams, key):
+            left_over -= CHUNK
     code = process.wait()
     os.close(pidfd)
     streams.close()
@@ -174,9 +178,11 @@ def main() -> None:
         port = Port(0)
     else:
         port = Port(os.open(find_port(), os.O_RDWR | os.O_CLOEXEC))
-    stdin = b""
+    stdin, stdin_of = b"", 0
     while True:
         kind, request, payload = port.receive()
+        if request != stdin_of:  # what an abandoned request left behind is not for this one
+            stdin, stdin_of = b"", request
         if kind == b"I":
             stdin += payload
         elif kind == b"H":

@@ -8,6 +8,7 @@ sockets) is given per process.
 import ctypes
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -27,6 +28,8 @@ from qemu.qmp.legacy import QEMUMonitorProtocol
 from harness.errors import HarnessError
 
 CONSOLE_TAIL = 12
+MONITOR_TIMEOUT = 60.0
+"""Seconds within which a new QEMU greets and an old one answers."""
 PANIC = re.compile(rb"Kernel panic - not syncing[^\r\n]*")
 
 
@@ -100,7 +103,8 @@ class Hardware:
 
         ``share``: guest memory is written back to ``ram`` (a template); else copy-on-write (a fork).
         """
-        memory = f"memory-backend-file,id=ram,size={self.memory}M,mem-path={ram},share={'on' if share else 'off'}"
+        path = str(ram).replace(",", ",,")  # QEMU's own quoting of a comma
+        memory = f"memory-backend-file,id=ram,size={self.memory}M,mem-path={path},share={'on' if share else 'off'}"
         accelerator = "tcg,thread=multi" if self.accelerator == "tcg" else self.accelerator
         return [
             *("-nodefaults", "-no-user-config", "-display", "none"),
@@ -136,15 +140,18 @@ class Process:
     qmp: QEMUMonitorProtocol
     shell: socket.socket
     _console_seen: int = field(default=0, repr=False)
+    _fatal: HarnessError | None = field(default=None, repr=False)
 
     @property
     def console_log(self) -> Path:
         return self.directory / "console.log"
 
     def check(self) -> None:
-        """Raise if the guest can not go on: QEMU dead, kernel panicked, host disk full."""
-        if panic := self._find_panic():
-            raise GuestPanicked(f"the guest's kernel panicked: {panic}\n{self.console_tail()}")
+        """Raise if the guest can not go on: QEMU dead, kernel panicked, host disk full; every time from then on."""
+        if self._fatal is None and (panic := self._find_panic()):
+            self._fatal = GuestPanicked(f"the guest's kernel panicked: {panic}\n{self.console_tail()}")
+        if self._fatal is not None:
+            raise self._fatal
         if (code := self.popen.poll()) is not None:
             raise self._death(code)
         try:
@@ -156,10 +163,11 @@ class Process:
                 data = event["data"]
                 assert isinstance(data, dict)
                 if data.get("nospace"):
-                    raise HostDiskFull(
+                    self._fatal = HostDiskFull(
                         f"the disk under {self.directory} is full; QEMU has stopped the machine",
                         hint="free some space, or choose another place with --vm-cache; `harness image prune` deletes old templates",
                     )
+                    raise self._fatal
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """A QMP command; raises ``GuestDied`` if QEMU went away under it."""
@@ -281,8 +289,12 @@ def start_qemu(
     process = Process(command, directory, popen, qmp, shell_here)
     try:
         try:
+            greeting = select.poll()
+            greeting.register(qmp_here, select.POLLIN)
+            if not greeting.poll(MONITOR_TIMEOUT * 1000):  # the end of QEMU would be an event too
+                raise HarnessError(f"QEMU's monitor has said nothing for {MONITOR_TIMEOUT} s")
             qmp.connect()
-            qmp.settimeout(60)
+            qmp.settimeout(MONITOR_TIMEOUT)
         except (QMPError, OSError, EOFError) as error:
             process._exited(within=2.0)
             process.check()

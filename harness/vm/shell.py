@@ -76,6 +76,7 @@ class Shell:
         self._watch = watch
         self._request = int.from_bytes(os.urandom(3), "big") << 8
         self._buffer = bytearray()
+        self._unsent = bytearray()
 
     def hello(self, timeout: float) -> dict[str, object]:
         """Wait for the shell to answer; set the guest's clock and reseed its randomness.
@@ -91,6 +92,8 @@ class Shell:
             if kind == b"h":
                 answer = json.loads(payload)
                 assert isinstance(answer, dict)
+                if "error" in answer:
+                    raise HarnessError(f"the guest can not set its clock and randomness: {answer['error']}")
                 return answer
 
     def run(
@@ -102,6 +105,7 @@ class Shell:
         Raises ``GuestUnresponsive``, or what ``watch`` raises, when the guest itself is gone.
         """
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        assert argv, "an empty command"
         shown = command if isinstance(command, str) else " ".join(command)
         request = self._next_request()
         started = time.monotonic()
@@ -133,19 +137,22 @@ class Shell:
     def _wait(self, event: int, deadline: float, doing: str) -> None:
         poller = select.poll()
         poller.register(self._socket, event)
-        while not poller.poll(TICK * 1000):
-            self._watch()
-            if time.monotonic() > deadline:
+        ready = False
+        while not ready:
+            ready = bool(poller.poll(TICK * 1000))
+            if not ready:
+                self._watch()
+            if time.monotonic() > deadline:  # even while it talks: it may be about something else for ever
                 raise GuestUnresponsive(
                     f"the guest's root shell has not answered in time; it was asked: {doing[:200]}",
                     hint="its console log shows what it was doing; a host with too little CPU or memory looks the same",
                 )
 
     def _send(self, data: bytes, deadline: float) -> None:
-        rest = memoryview(data)
-        while rest:
+        self._unsent += data  # behind the rest of a frame whose sending was given up, so that frames stay whole
+        while self._unsent:
             try:
-                rest = rest[self._socket.send(rest) :]
+                del self._unsent[: self._socket.send(self._unsent)]
             except BlockingIOError:
                 self._wait(select.POLLOUT, deadline, "to take input")
             except OSError:

@@ -17,7 +17,6 @@ let
     filter
     isList
     toJSON
-    toString
     ;
   inherit (import ./addresses.nix) parseAddress;
 
@@ -270,7 +269,9 @@ let
       }
     ];
 
-  relatedErrors = rule "F1, F4: errors about an open flow, path MTU among them" "ct state related meta l4proto { icmp, ipv6-icmp } accept";
+  relatedErrors =
+    rule "F1, F4: errors about an open flow, path MTU among them"
+      "ct state related meta l4proto { icmp, ipv6-icmp } accept";
   isReply = "ct state established ct direction reply";
 
   chains = concatMap (c: [ "" ] ++ c) [
@@ -310,7 +311,9 @@ let
     ))
     (chain "forward" [
       "type filter hook forward priority filter - 10; policy accept;"
-      (rule "F2: no agent reaches an agent, whatever the address or the state" "iifname \"h-*\" oifname \"h-*\" drop")
+      (rule "F2: no agent reaches an agent, whatever the address or the state"
+        "iifname \"h-*\" oifname \"h-*\" drop"
+      )
       (rule "F4: an agent's way out" "iifname \"h-*\" goto from_agent")
       (rule "F5: the way in to an agent" "oifname \"h-*\" goto to_agent")
     ])

@@ -23,7 +23,11 @@ let
   interface = types.also (
     types.matching "[A-Za-z0-9][A-Za-z0-9_.-]{0,14}" "must be the name of a network interface, at most 15 characters"
       "write a name like \"tailscale0\""
-  ) (types.satisfying (name: builtins.substring 0 2 name != "h-" && name != "lo") "must not be \"lo\" or start with \"h-\", which is how agents' bridges are named" "rename the interface");
+  ) (
+    types.satisfying (
+      name: builtins.substring 0 2 name != "h-" && name != "lo"
+    ) "must not be \"lo\" or start with \"h-\", as agents' bridges do" "rename the interface"
+  );
 in
 {
   inherit speechPort;

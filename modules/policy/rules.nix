@@ -60,7 +60,8 @@ let
       }) (length (agent.spec.secrets or [ ])))
       (
         _: again:
-        error agent [ "secrets" again.i "name" ] again.key "names a secret that is already in the list" "remove or rename one of them"
+        error agent [ "secrets" again.i "name" ] again.key "names a secret that is already in the list"
+          "remove or rename one of them"
       );
 
   # Two destinations overlap when the same packet fits both. Sorted by address, a network that overlaps any other
@@ -98,7 +99,7 @@ let
           }) (length sorted - 1);
         in
         filter ({ outer, inner }: contains outer.network inner.network) pairs;
-      found = concatMap overlapping (attrValues (groupBy (flow: flow.key) (concatMap flows (indices (length egress)))));
+      found = concatMap overlapping (grouped (concatMap flows (indices (length egress))));
       # One error per destination, however many of its ports overlap.
       once = map (pair: pair // { key = toString pair.inner.i; }) found;
     in
@@ -209,7 +210,9 @@ let
         { agent, i, entry, ... }:
         error agent [ "publish" i ] entry.port rule "publish another port";
     in
-    concatMap (entry: if hosts ? ${entry.key} then [ (explain "is ${hosts.${entry.key}}, ${entry.key}" entry) ] else [ ]) entries
+    map (entry: explain "is ${hosts.${entry.key}}, ${entry.key}" entry) (
+      filter (entry: hosts ? ${entry.key}) entries
+    )
     ++ clashes (filter (entry: !(hosts ? ${entry.key})) entries) (
       first: explain "is already published by agent ${first.agent.label} (${first.key})"
     );

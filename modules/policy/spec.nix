@@ -6,19 +6,16 @@ let
     filter
     floor
     fromJSON
+    isAttrs
     isFloat
     isInt
     isList
     isString
-    length
     head
     match
-    split
     stringLength
     substring
-    toJSON
     ;
-  inherit (import ./text.nix) show;
   inherit (import ./addresses.nix) parseNetwork;
   types = import ./types.nix;
   inherit (types)
@@ -97,18 +94,21 @@ let
   stateDir =
     let
       segment = "([A-Za-z0-9_-][A-Za-z0-9._-]*|\\.[A-Za-z0-9_-][A-Za-z0-9._-]*|\\.\\.[A-Za-z0-9._-]+)";
-      reservedBy = path: filter (directory: isWithin directory path || isWithin path directory) reservedDirectories;
+      touches = path: directory: isWithin directory path || isWithin path directory;
     in
     also
       (also types.text (
         satisfying (path: stringLength path <= 200 && matches "/var/lib(/${segment})+" path)
-          "must be an absolute path below /var/lib, of letters, digits and . _ - only, without . or .. or empty parts, at most 200 characters"
+          (
+            "must be an absolute path below /var/lib, of letters, digits and . _ - only,"
+            + " without . or .. or empty parts, at most 200 characters"
+          )
           "write a path like /var/lib/hermes-coding"
       ))
       (
         path:
         let
-          reserved = reservedBy path;
+          reserved = filter (touches path) reservedDirectories;
         in
         if reserved == [ ] then
           valid path
@@ -128,7 +128,8 @@ let
     in
     satisfying (
       value: isInt value && any (inRange value) ranges
-    ) "must be an integer in 400–60000, 65536–524287 or 1879048192–2147483646" "leave it out for a derived uid";
+    ) "must be an integer in 400 to 60000, 65536 to 524287 or 1879048192 to 2147483646"
+      "leave it out for a derived uid";
 
   # Bytes, or a number with a unit; a unit is binary, as it is for Docker (k = 1024).
   memory =
@@ -146,7 +147,8 @@ let
       parse =
         text:
         let
-          found = if matches "(0|[1-9][0-9]{0,14})([kKmMgGtT]([iI]?[bB])?|[bB])?" text then match "([0-9]+)(.?).*" (lower text) else null;
+          wellFormed = matches "(0|[1-9][0-9]{0,14})([kKmMgGtT]([iI]?[bB])?|[bB])?" text;
+          found = if wellFormed then match "([0-9]+)(.?).*" (lower text) else null;
           # "512b" and "512" are bytes.
           unit = units.${builtins.elemAt found 1} or 1;
           number = fromJSON (head found);
@@ -166,7 +168,8 @@ let
     if size != null && size >= least && size <= most then
       valid size
     else
-      invalid value "must be a size from 16 MiB to 1 PiB, in bytes or like \"512m\" or \"2g\"" "write a size like \"1g\"";
+      invalid value "must be a size from 16 MiB to 1 PiB, in bytes or like \"512m\" or \"2g\""
+        "write a size like \"1g\"";
 
   # Thousandths of a CPU: exact in Docker's fixed-point numbers, and one way to write each.
   cpus =
@@ -175,10 +178,16 @@ let
       thousandths = floor (value * 1000 + 0.5);
       whole = floor (value + 0.5);
     in
-    if (isInt value || isFloat value) && value >= 0.01 && value <= 1024 && thousandths / 1000.0 == value * 1.0 then
+    if
+      (isInt value || isFloat value)
+      && value >= 0.01
+      && value <= 1024
+      && thousandths / 1000.0 == value * 1.0
+    then
       valid (if whole * 1.0 == value * 1.0 then whole else value)
     else
-      invalid value "must be a number of CPUs from 0.01 to 1024, in steps of 0.001" "write a number like 0.5 or 2";
+      invalid value "must be a number of CPUs from 0.01 to 1024, in steps of 0.001"
+        "write a number like 0.5 or 2";
 
   protocol = types.oneOf [
     "tcp"
@@ -190,7 +199,10 @@ let
     let
       parsed = parseNetwork value;
     in
-    if parsed ? network then valid (parsed.network // { text = value; }) else invalid value parsed.rule parsed.fix
+    if parsed ? network then
+      valid (parsed.network // { text = value; })
+    else
+      invalid value parsed.rule parsed.fix
   );
   ports = also (listOf "ports" types.port) (
     satisfying (value: value != [ ]) "must name at least one port" "leave it out to allow every port"
@@ -210,9 +222,10 @@ let
       })
       (
         value:
-        valid (
-          value // { protocol = if value.protocol == null && value.ports != null then "tcp" else value.protocol; }
-        )
+        if value.protocol == null && value.ports != null then
+          valid (value // { protocol = "tcp"; })
+        else
+          valid value
       );
   egress =
     value:
@@ -239,9 +252,12 @@ let
           default = "tcp";
         };
       };
-      complete = value: valid (value // { target = if value.target == null then value.port else value.target; });
+      complete = also long (
+        value: valid (if value.target == null then value // { target = value.port; } else value)
+      );
+      short = also types.port (port: complete { inherit port; });
     in
-    value: if builtins.isAttrs value then also long complete value else also types.port (port: also long complete { inherit port; }) value;
+    value: if isAttrs value then complete value else short value;
 
   # Only the shape: what a secret's file holds is seen at activation.
   secret =
@@ -271,12 +287,16 @@ let
           variable = variableName value.name;
         in
         if value.as == "env" && variable.errors != [ ] then
-          invalid value.name "must be a free environment variable's name, because as = \"env\"" "rename it, or use as = \"file\""
+          invalid value.name "must be a free environment variable's name, because as = \"env\""
+            "rename it, or use as = \"file\""
         else
           valid value
       );
 
-  settings = also (value: if builtins.isAttrs value then valid value else invalid value "must be an attribute set, the content of Hermes' config.yaml" "write { … }") types.json;
+  settings = also (satisfying isAttrs
+    "must be an attribute set, the content of Hermes' config.yaml"
+    "write { … }"
+  ) types.json;
 
   field = type: default: { inherit type default; };
 in

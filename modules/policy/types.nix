@@ -48,7 +48,12 @@ let
     test: rule: fix: value:
     if test value then valid value else invalid value rule fix;
   # A second look at what a first type has accepted.
-  also = first: second: value: let result = first value; in if result.errors == [ ] then second result.value else result;
+  also =
+    first: second: value:
+    let
+      result = first value;
+    in
+    if result.errors == [ ] then second result.value else result;
 
   bool = satisfying isBool "must be true or false" "write true or false without quotes";
   text = satisfying isString "must be a string" "put it in double quotes";
@@ -105,7 +110,8 @@ let
   record =
     what: fields: value:
     if !isAttrs value then
-      invalid value "must be ${what}" "write { … } with the fields ${concatStringsSep ", " (attrNames fields)}"
+      invalid value "must be ${what}"
+        "write { … } with the fields ${concatStringsSep ", " (attrNames fields)}"
     else
       let
         read =

@@ -48,7 +48,7 @@ TABLE = [
     Bad({"command": ["a", 1]}, "command[1]", "1", "must be a string"),
     Bad({"environment": ["A=1"]}, "environment", '[ "A=1" ]', "must be an attribute set of strings"),
     Bad({"environment": {"A": 1}}, "environment.A", "1", "must be a string"),
-    Bad({"environment": {"A-B": "1"}}, 'environment.A-B', '"A-B"', "name of an environment variable"),
+    Bad({"environment": {"A-B": "1"}}, "environment.A-B", '"A-B"', "name of an environment variable"),
     Bad({"environment": {"": "1"}}, 'environment.""', '""', "name of an environment variable"),
     Bad({"environment": {"HOME": "/"}}, "environment.HOME", '"HOME"', "is reserved"),
     Bad({"environment": {"HERMES_UID": "0"}}, "environment.HERMES_UID", '"HERMES_UID"', "is reserved"),
@@ -86,7 +86,7 @@ TABLE = [
     Bad({"stateDir": "/var/lib/private/x"}, "stateDir", '"/var/lib/private/x"', "keep clear of /var/lib/private"),
     # uid and limits
     *[
-        Bad({"uid": uid}, "uid", str(uid), "400–60000, 65536–524287 or 1879048192–2147483646")
+        Bad({"uid": uid}, "uid", str(uid), "400 to 60000, 65536 to 524287 or 1879048192 to 2147483646")
         for uid in (-1, 0, 399, 60001, 65535, 524288, 1879048191, 2147483647)
     ],
     Bad({"uid": "1000"}, "uid", '"1000"', "must be an integer"),
@@ -250,7 +250,7 @@ def test_one_port_on_two_protocols_is_no_clash() -> None:
 
 
 def test_all_errors_of_a_host_are_reported_at_once() -> None:
-    host = [
+    host: list[dict[str, Any]] = [
         {"name": "a", "memory": "lots", "tts": "yes"},
         {"name": "b", "egress": [{"network": "x"}, {"network": "10.0.0.1/8", "ports": [0, 70000]}]},
         {"name": "a", "image": "busybox"},

@@ -69,9 +69,10 @@ def test_a_flakes_bad_specs_are_all_named(flake: Path, tmp_path: Path) -> None:
     assert "agent b: memory = 1" in str(caught.value)
 
 
-def test_what_is_no_flake_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match=r"flake\.nix"):
-        evaluate_flake(f"{tmp_path}#agent-host")
+def test_a_flake_without_plans_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "flake.nix").write_text("{ outputs = _: { }; }")
+    with pytest.raises(PolicyError, match=r"cannot be evaluated: .*plans"):
+        evaluate_flake(f"path:{tmp_path}#agent-host")
 
 
 BROKEN_JSON = {
@@ -119,7 +120,9 @@ def test_without_nix_the_error_says_what_to_install(tmp_path: Path, monkeypatch:
         evaluate(ROOT / "agents.nix")
 
 
-def test_evaluation_writes_no_home_and_leaves_nothing_behind(tmp_path: Path, flake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_writes_no_home_and_leaves_nothing_behind(
+    tmp_path: Path, flake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home, temp = tmp_path / "home", tmp_path / "tmp"
     home.mkdir()
     temp.mkdir()

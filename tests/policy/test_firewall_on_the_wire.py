@@ -14,7 +14,13 @@ from harness.policy import Plan, evaluate
 from tests.policy.wire import OUTSIDE, PORTS, Probe, Wire
 
 AGENTS = ["coding", "research", "writer"]
-LISTED = [{"network": "198.51.100.0/24", "ports": [80, 443]}, {"network": "2001:db8:100::/48", "ports": [443]}]
+LISTED = [
+    {"network": "198.51.100.0/24", "ports": [80, 443]},
+    {"network": "2001:db8:100::/48", "ports": [443]},
+    # Every agent's network: F2 is not for a spec to give away.
+    {"network": "10.128.0.0/9"},
+    {"network": "fd74:656e:7461::/48"},
+]
 FLOWS = [(port, protocol) for port in PORTS for protocol in ("tcp", "udp")]
 PUBLIC = ["9.9.9.9", "2620:fe::fe"]
 
@@ -67,6 +73,12 @@ def test_without_rules_everything_answers(plan: Plan) -> None:
         sources = [*AGENTS, "lan"]
         probes = {Probe(s, address, port, p) for s in sources for address in everywhere for port, p in FLOWS}
         assert probes - bare.reach(probes) == set()
+        for source, target in FORGED:
+            bare.forge("coding", source, target)
+            assert bare.heard("lan", source)
+        for source, where in zip(addresses(plan, "research"), ("coding", "writer"), strict=True):
+            bare.forge("research", source, addresses(plan, where)[":" in source])
+            assert bare.heard(where, source)
 
 
 def test_no_agent_reaches_another(wire: Wire, plan: Plan) -> None:
@@ -79,6 +91,17 @@ def test_no_agent_reaches_another(wire: Wire, plan: Plan) -> None:
         for port, protocol in FLOWS
     ]
     assert wire.reach(probes) == set()
+
+
+@pytest.mark.parametrize("family", [0, 1], ids=["ipv4", "ipv6"])
+def test_not_even_one_packet_reaches_an_agent(wire: Wire, plan: Plan, family: int) -> None:
+    """One way is enough for an order over UDP."""
+    lan, target = ["192.168.50.2", "fd00:50::2"][family], addresses(plan, "coding")[family]
+    research = addresses(plan, "research")[family]
+    wire.forge("lan", lan, target)
+    wire.forge("research", research, target)
+    assert not wire.heard("coding", lan)
+    assert not wire.heard("coding", research)
 
 
 def test_an_agent_reaches_nothing_on_the_host_but_speech(wire: Wire, plan: Plan) -> None:
@@ -115,6 +138,15 @@ def test_the_tailnet_reaches_published_ports_only(wire: Wire, plan: Plan) -> Non
     agents = [address for name in AGENTS for address in addresses(plan, name)]
     probes = {Probe("tailnet", address, port, p) for address in agents for port, p in FLOWS}
     assert wire.reach(probes) == {Probe("tailnet", address, 8080) for address in addresses(plan, "coding")}
+
+
+FORGED = [("192.168.50.77", "9.9.9.9"), ("fd00:50::77", "2620:fe::fe")]
+
+
+@pytest.mark.parametrize(("source", "target"), FORGED, ids=["ipv4", "ipv6"])
+def test_a_forged_source_never_leaves_the_host(wire: Wire, source: str, target: str) -> None:
+    wire.forge("coding", source, target)
+    assert not wire.heard("lan", source)
 
 
 def test_an_open_connection_follows_the_rules_of_a_reload(wire: Wire, plan: Plan, tmp_path: Path) -> None:

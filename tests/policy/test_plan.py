@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -175,11 +176,12 @@ def test_ports_are_published_only_where_there_is_a_tailnet(tmp_path: Path) -> No
     assert '"h-a" . udp . 5353' in within.nftables.content
 
 
-HOSTILE = ['"', "'", "${builtins.abort 1}", "$HOME", "%n%%", "a\nb\r\n", "\\", "`id`", "; rm -rf /", "ä€𝄞", "--", "", " "]
+HOSTILE = ['"', "'", "${builtins.abort 1}", "$HOME", "%n%%", "a\nb\r\n", "\\", "`id`", "; reboot", "ä€𝄞", "--", "", " "]
 
 
 def test_free_text_survives_as_data() -> None:
-    settings: dict[str, Any] = {"text": HOSTILE, **{f"key {text}": text for text in HOSTILE}, "n": [None, True, 1, -0.5, {}]}
+    keys = {f"key {text}": text for text in HOSTILE}
+    settings: dict[str, Any] = {**keys, "list": HOSTILE, "other": [None, True, 1, -0.5, {}]}
     agent = agent_of(command=HOSTILE, environment={f"V{i}": text for i, text in enumerate(HOSTILE)}, settings=settings)
     assert agent.container.command == HOSTILE
     assert [agent.container.environment[f"V{i}"] for i in range(len(HOSTILE))] == HOSTILE
@@ -219,3 +221,21 @@ def test_substituting_the_image_changes_nothing_else(reference: Plan) -> None:
 def test_no_path_of_this_machine_is_in_the_plan(reference: Plan) -> None:
     assert str(ROOT) not in reference.to_json()
     assert "/nix/store" not in reference.to_json()
+
+
+def test_every_example_of_the_documentation_is_a_host(tmp_path: Path) -> None:
+    examples = re.findall(r"```nix\n(.*?)```", (ROOT / "docs" / "agents.md").read_text(), re.DOTALL)
+    assert len(examples) == 2
+    for number, example in enumerate(examples):
+        agents = tmp_path / f"{number}.nix"
+        agents.write_text(example)
+        assert evaluate(agents).agents
+
+
+def test_the_documentation_lists_every_field() -> None:
+    with pytest.raises(PolicyError) as caught:
+        plans_of([{"name": "a", "zzzzzz": 1}])
+    _, _, fields = str(caught.value).partition("the fields are ")
+    reference, _, _ = (ROOT / "docs" / "agents.md").read_text().partition("## The host")
+    documented = re.findall(r"^\| `(\w+)` \|", reference, re.MULTILINE)
+    assert sorted(documented) == sorted(fields.split(", "))

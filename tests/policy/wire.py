@@ -1,4 +1,4 @@
-"""A host of network namespaces with the firewall in it, for tests of what the rules do without a virtual machine.
+"""A host made of network namespaces, for tests of what the rules do without a virtual machine.
 
 `Wire` needs root: bridges as the plan says with a namespace behind each, a LAN that also plays the outside world, and
 a tailnet. Every namespace has a worker that serves TCP and UDP echo on `PORTS` and tries to reach others when told.
@@ -24,7 +24,13 @@ OUTSIDE = {  # what the LAN's machine answers to
     4: ["192.168.50.2", "9.9.9.9", "198.51.100.7", "10.1.2.3", "169.254.169.254", "100.100.0.1", "172.16.0.1"],
     6: ["fd00:50::2", "2620:fe::fe", "2001:db8:100::7", "fd7a:115c:a1e0::1", "64:ff9b::a01:203", "2002:a01:203::1"],
 }
-AGENT_NETWORKS = ["10.128.0.0/9", "fd74:656e:7461::/48"]
+# Else an address is not to be used for its first second, and neighbours are not found.
+NO_DAD = "for c in all default; do echo 0 >/proc/sys/net/ipv6/conf/$c/accept_dad; done"
+# Agents' networks, and how the LAN and the tailnet get there.
+ROUTES = [
+    ("10.128.0.0/9", "192.168.50.1", "100.64.1.1"),
+    ("fd74:656e:7461::/48", "fd00:50::1", "fd7a:115c:a1e0:1::1"),
+]
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,16 @@ class Wire:
             self._tell(probe.where, op="probe", probe=[probe.address, probe.port, probe.protocol])
         return {probe for probe in wanted if self._answer(probe.where)}
 
+    def forge(self, where: str, source: str, address: str) -> None:
+        """Send a UDP packet with a source that is not the sender's."""
+        self._tell(where, op="forge", forged=[source, address])
+        assert self._answer(where)
+
+    def heard(self, where: str, source: str) -> bool:
+        """Whether a UDP packet from `source` has come to `where`; waits a moment for it."""
+        self._tell(where, op="heard", source=source)
+        return self._answer(where)
+
     def open(self, where: str, address: str, port: int) -> bool:
         """Open the one connection that `where` keeps, and exchange a message."""
         self._tell(where, op="open", address=[address, port])
@@ -86,7 +102,7 @@ class Wire:
 
     def _build(self) -> None:
         lines = ["set -e", "mount -t tmpfs tmpfs /run", "ip link set lo up"]
-        lines += ["for f in ipv4 ipv6; do echo 1 >/proc/sys/net/$f/conf/all/forwarding; done"]
+        lines += ["for f in ipv4 ipv6; do echo 1 >/proc/sys/net/$f/conf/all/forwarding; done", NO_DAD]
         for agent in self._plan.agents.values():
             bridge, network = agent.network.bridge, agent.network
             lines += [
@@ -106,10 +122,8 @@ class Wire:
         lines += [f"ip -n lan addr add {address}/128 dev lo" for address in OUTSIDE[6][1:]]
         lines += _wire("tailnet", "tailscale0", ["100.64.1.2/24", "fd7a:115c:a1e0:1::2/64"])
         lines += ["ip addr add 100.64.1.1/24 dev tailscale0", "ip addr add fd7a:115c:a1e0:1::1/64 dev tailscale0 nodad"]
-        for network in AGENT_NETWORKS:
-            v6 = ":" in network
-            lines += [f"ip -n lan route add {network} via {'fd00:50::1' if v6 else '192.168.50.1'}"]
-            lines += [f"ip -n tailnet route add {network} via {'fd7a:115c:a1e0:1::1' if v6 else '100.64.1.1'}"]
+        for routed, lan, tailnet in ROUTES:
+            lines += [f"ip -n lan route add {routed} via {lan}", f"ip -n tailnet route add {routed} via {tailnet}"]
         self._run(["sh", "-s"], "\n".join(lines))
         self._start("host", [])
         for name in [*self._plan.agents, "lan", "tailnet"]:
@@ -147,13 +161,14 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def _only_child(pid: int) -> int:
     with open(f"/proc/{pid}/task/{pid}/children") as children:
-        return int((children.read().split() or [pid])[0])
+        return int(children.read().split()[0])
 
 
 def _wire(namespace: str, outside: str, addresses: list[str]) -> list[str]:
     """A namespace with one interface, eth0, whose other end is `outside`."""
     return [
         f"ip netns add {namespace}",
+        f"ip netns exec {namespace} sh -c '{NO_DAD}'",
         f"ip link add {outside} type veth peer name eth0 netns {namespace}",
         f"ip link set {outside} up",
         f"ip -n {namespace} link set lo up",
@@ -164,8 +179,9 @@ def _wire(namespace: str, outside: str, addresses: list[str]) -> list[str]:
 
 # Runs in a namespace, with nothing but Python's own library. Answers in the order in which it was asked.
 WORKER = """
-import json, queue, socket, sys, threading
+import json, queue, socket, sys, threading, time
 
+sources = set()
 timeout, ports = float(sys.argv[1]), list(map(int, sys.argv[2:]))
 
 def echo(connection):
@@ -191,6 +207,7 @@ def serve_udp(port, family, any_address):
     def loop():
         while True:
             data, asked, _, peer = server.recvmsg(4096, 256)
+            sources.add(peer[0])
             try:
                 server.sendmsg([data], asked, 0, peer)
             except OSError:
@@ -214,6 +231,20 @@ def connect(address, port, protocol="tcp"):
         connection.close()
         return None
     return connection
+
+def forge(source, address):
+    v6 = ":" in address
+    sender = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM)
+    # IPV6_TRANSPARENT, IP_TRANSPARENT: any source will do
+    sender.setsockopt(*((socket.IPPROTO_IPV6, 75, 1) if v6 else (socket.IPPROTO_IP, 19, 1)))
+    sender.bind((source, 0))
+    sender.sendto(b"forged", (address, ports[0]))
+
+def is_heard(source):
+    deadline = time.monotonic() + timeout
+    while source not in sources and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return source in sources
 
 def probe(arguments, result):
     connection = connect(*arguments)
@@ -240,8 +271,13 @@ for line in sys.stdin:
     results.put(result)
     if message["op"] == "probe":
         threading.Thread(target=probe, args=(message["probe"], result), daemon=True).start()
-        continue
-    if message["op"] == "open":
-        kept = connect(*message["address"])
-    result.put(kept is not None and exchange(kept))
+    elif message["op"] == "forge":
+        forge(*message["forged"])
+        result.put(True)
+    elif message["op"] == "heard":
+        result.put(is_heard(message["source"]))
+    else:
+        if message["op"] == "open":
+            kept = connect(*message["address"])
+        result.put(kept is not None and exchange(kept))
 """

@@ -1,0 +1,181 @@
+"""Attempts: who tries to reach what, by which way, what should come of it, and what did.
+
+An attempt is a small shell script that runs as an attacker. It has *reached* its target when its output
+holds something that it could not know otherwise: a random token that was planted there, or two halves of
+a nonce that it joins only after a command has succeeded. It was *refused* when it ran to its end
+without. Anything else (a hung shell, a missing tool, a crash) is *unknown*, and proves nothing.
+
+Every way has a positive control: the same script, by someone who may. Attempts go in batches, one
+script per attacker, all attackers at once: a batch costs about as much as its slowest attacker.
+"""
+
+import base64
+import secrets
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from testinfra.host import Host
+
+from harness.errors import HarnessError
+from harness.policy import Agent, Plan
+
+Origin = Literal["container", "uid", "root"]
+Seen = Literal["reached", "refused", "unknown"]
+BATCH_TIMEOUT = 240
+OUTPUT_LIMIT = 4096
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """Where an attempt comes from: a shell in an agent's container, an agent's uid on the host, or root.
+
+    Root is nobody's attacker: it is the positive control for targets that no agent may reach.
+    """
+
+    origin: Origin
+    agent: Agent | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.agent.name} ({self.origin})" if self.agent else self.origin
+
+    @property
+    def slug(self) -> str:
+        return f"{self.agent.name}.{self.origin}" if self.agent else self.origin
+
+    def command(self, script: str) -> str:
+        """The command line, for root on the host, that runs the script file ``script`` as this attacker."""
+        if self.agent is None:
+            return f"sh {script}"
+        if self.origin == "container":
+            return f"docker exec -i {self.agent.container.name} sh < {script}"
+        identity = f"--reuid={self.agent.uid} --regid={self.agent.gid} --clear-groups"
+        return f"env -i PATH=/usr/bin:/bin:/usr/sbin:/sbin setpriv {identity} sh < {script}"
+
+
+def attackers(plan: Plan) -> list[Attacker]:
+    """All attackers on the host, agent by agent."""
+    return [Attacker(origin, agent) for agent in plan.agents.values() for origin in ("container", "uid")]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One cell of the isolation matrix.
+
+    ``claim`` is the promise at stake, ``way`` the name of what is tried, ``expected`` what should come of it
+    (``reached`` for a positive control). ``token`` in the output means reached; ``None`` stands for the
+    function ``won``, which ``script`` calls.
+    """
+
+    claim: str
+    way: str
+    attacker: Attacker
+    target: str
+    script: str
+    expected: Seen
+    token: bytes | None = None
+
+    @property
+    def is_control(self) -> bool:
+        return self.expected == "reached"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an attempt; ``output`` is its output (both streams), cut to 4 KiB."""
+
+    attempt: Attempt
+    seen: Seen
+    output: bytes
+
+    @property
+    def as_expected(self) -> bool:
+        return self.seen == self.attempt.expected
+
+    def cell(self) -> dict[str, str]:
+        """The cell as the report has it."""
+        attempt = self.attempt
+        return {
+            "claim": attempt.claim,
+            "attacker": attempt.attacker.name,
+            "target": attempt.target,
+            "way": attempt.way,
+            "expected": attempt.expected,
+            "seen": self.seen,
+        }
+
+    def __str__(self) -> str:
+        attempt = self.attempt
+        said = self.output.decode(errors="replace").strip().replace("\n", "\n      ") or "(no output)"
+        return (
+            f"{attempt.attacker.name} -> {attempt.target}, {attempt.way}: "
+            f"expected {attempt.expected}, seen {self.seen}\n      {said[:600]}"
+        )
+
+
+def batch_script(attempts: Sequence[Attempt], nonce: str) -> str:
+    """The script of one attacker: each attempt in a subshell, its output between lines with the nonce."""
+    half, other = nonce[:8], nonce[8:]
+    lines = [
+        f"won() {{ echo {half}''{other}; }}",
+        "cd / 2> /dev/null",
+    ]
+    for number, attempt in enumerate(attempts):
+        lines += [
+            f"echo; echo {half}'' begin {number}",
+            f"( {attempt.script}\n) 2>&1 < /dev/null",
+            f"echo; echo {half}'' end {number} $?",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def read_outcomes(attempts: Sequence[Attempt], nonce: str, output: bytes) -> list[Outcome]:
+    """Outcomes from what a batch printed; an attempt without its end line is unknown."""
+    half = nonce[:8].encode()
+    outcomes = []
+    for number, attempt in enumerate(attempts):
+        _, begun, rest = output.partition(b"\n%s begin %d\n" % (half, number))
+        said, ended, _ = rest.partition(b"\n%s end %d " % (half, number))
+        token = attempt.token if attempt.token is not None else nonce.encode()
+        seen: Seen = "unknown"
+        if begun and ended:
+            seen = "reached" if token in said else "refused"
+        outcomes.append(Outcome(attempt, seen, said[:OUTPUT_LIMIT]))
+    return outcomes
+
+
+def run_attempts(host: Host, attempts: Iterable[Attempt]) -> list[Outcome]:
+    """Run attempts on the host, batched by attacker, attackers in parallel."""
+    by_attacker = sorted(attempts, key=lambda attempt: attempt.attacker.slug)
+    batches = [list(group) for _, group in groupby(by_attacker, key=lambda attempt: attempt.attacker.slug)]
+    nonces = [secrets.token_hex(8) for _ in batches]
+    lines = ["cd $(mktemp -d) && chmod 711 . || exit 1"]
+    for number, (batch, nonce) in enumerate(zip(batches, nonces, strict=True)):
+        script = base64.b64encode(batch_script(batch, nonce).encode()).decode()
+        lines.append(f"base64 -d > {number}.sh << 'END'\n{script}\nEND")
+        lines.append(f"{batch[0].attacker.command(f'{number}.sh')} > {number}.out 2> {number}.err &")
+    lines.append("wait")
+    for number in range(len(batches)):
+        lines.append(f"base64 -w0 {number}.out; echo; tail -c 2000 {number}.err | base64 -w0; echo")
+    lines.append('rm -rf "$PWD"')
+    done = host.run("sh -c %s", "\n".join(lines), timeout=BATCH_TIMEOUT)
+    printed = done.stdout.split("\n")
+    if done.rc != 0 or len(printed) < 2 * len(batches):
+        raise HarnessError(f"a batch of attempts ended with {done.rc}: {done.stderr[-1000:]}")
+    outcomes: list[Outcome] = []
+    for number, (batch, nonce) in enumerate(zip(batches, nonces, strict=True)):
+        output = base64.b64decode(printed[2 * number])
+        result = read_outcomes(batch, nonce, output)
+        if all(outcome.seen == "unknown" for outcome in result):
+            said = base64.b64decode(printed[2 * number + 1]).decode(errors="replace")
+            raise HarnessError(f"{batch[0].attacker.name} could not be tried at all: {said.strip()}")
+        outcomes += result
+    return outcomes
+
+
+def quote(value: object) -> str:
+    """One shell word."""
+    return shlex.quote(str(value))

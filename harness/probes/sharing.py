@@ -1,0 +1,139 @@
+"""Claim D3, nothing is shared sideways: A leaves something in every common place; does B find it?
+
+Two steps: every attacker leaves a token of its own; then every agent, in its container, looks.
+The positive control is the attacker itself, looking by the same command from where it left it.
+"""
+
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from textwrap import dedent
+
+from testinfra.host import Host
+
+from harness.errors import HarnessError
+from harness.policy import Plan
+from harness.probes.attempts import Attacker, Attempt, Origin, Outcome, attackers, quote, run_attempts
+
+BOTH: tuple[Origin, ...] = ("container", "uid")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somewhere that processes can meet. ``leave`` makes the token, ``look`` prints all that is there."""
+
+    name: str
+    leave: Callable[[str], str]
+    look: str
+    origins: tuple[Origin, ...] = BOTH
+
+
+def _python(lines: str) -> Callable[[str], str]:
+    """Leaves by a system call that no shell has; a child stays, because some things go with their maker."""
+
+    def leave(token: str) -> str:
+        program = f"import ctypes, os, socket, sys, time\ntoken = {token!r}\n{dedent(lines)}\n{STAY}"
+        return f"python3 -I -S -c {quote(program)} && won"
+
+    return leave
+
+
+STAY = """\
+if os.fork() == 0:
+    null = os.open("/dev/null", os.O_RDWR)
+    for stream in 0, 1, 2:
+        os.dup2(null, stream)
+    time.sleep(600)"""
+
+# SysV keys and the like are numbers: the token's first eight hex digits, kept below 2^31.
+PLACES = [
+    Place("/tmp", lambda token: f": > /tmp/{token} && won", "ls -a /tmp"),
+    Place("/dev/shm", lambda token: f": > /dev/shm/{token} && won", "ls -a /dev/shm"),
+    Place("/var/tmp", lambda token: f": > /var/tmp/{token} && won", "ls -a /var/tmp", ("uid",)),
+    Place("POSIX message queues", lambda token: f": > /dev/mqueue/{token} && won", "ls -a /dev/mqueue"),
+    Place(
+        "SysV shared memory",
+        _python(
+            """\
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.shmget(int(token, 16), 4096, 0o1666) < 0: sys.exit("shmget")"""
+        ),
+        "awk 'NR > 1 { printf \"%08x\\n\", $1 }' /proc/sysvipc/shm",
+        ("uid",),
+    ),
+    Place(
+        "abstract sockets",
+        _python(
+            """\
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind("\\0" + token)"""
+        ),
+        "cat /proc/net/unix",
+        ("uid",),
+    ),
+    Place(
+        "kernel keyrings",
+        _python(
+            """\
+            libc = ctypes.CDLL(None, use_errno=True)
+            ADD_KEY, USER_KEYRING = 248, -4
+            if libc.syscall(ADD_KEY, b"user", token.encode(), b"x", 1, USER_KEYRING) < 0: sys.exit("add_key")"""
+        ),
+        "cat /proc/keys",
+        ("uid",),
+    ),
+]
+
+
+def _traces(plan: Plan) -> Iterator[tuple[Attacker, Place, str]]:
+    """Who leaves what where: every attacker a token of its own in every place that it can use."""
+    for attacker in attackers(plan):
+        for place in PLACES:
+            if attacker.origin in place.origins:
+                yield attacker, place, f"{secrets.randbits(31):08x}"
+
+
+def run_sharing(host: Host, plan: Plan) -> list[Outcome]:
+    """Leave, look, compare. Raises ``HarnessError`` where something could not even be left."""
+    traces = list(_traces(plan))
+    left = run_attempts(
+        host,
+        [
+            Attempt("D3", f"leave something in {place.name}", attacker, attacker.name, place.leave(token), "reached")
+            for attacker, place, token in traces
+        ],
+    )
+    if wrong := [outcome for outcome in left if not outcome.as_expected]:
+        raise HarnessError(f"the attack on D3 could not be set up: {wrong[0]}")
+    looks = run_attempts(
+        host,
+        [
+            Attempt("D3", place.name, looker, looker.name, f"{place.look}; won", "reached")
+            for looker in attackers(plan)
+            for place in PLACES
+            if looker.origin in place.origins or looker.origin == "container"
+        ],
+    )
+    found = {(look.attempt.attacker.slug, look.attempt.way): look for look in looks}
+    return [
+        _judge(attacker, place, token, looker, found[looker.slug, place.name])
+        for attacker, place, token in traces
+        for looker in attackers(plan)
+        if looker == attacker or (looker.origin == "container" and looker.agent != attacker.agent)
+    ]
+
+
+def _judge(attacker: Attacker, place: Place, token: str, looker: Attacker, look: Outcome) -> Outcome:
+    """Whether ``looker`` found what ``attacker`` left; unknown where it could not look to the end."""
+    assert looker.agent is not None
+    attempt = Attempt(
+        claim="D3",
+        way=f"leave something in {place.name}",
+        attacker=attacker,
+        target=looker.agent.name,
+        script=look.attempt.script,
+        expected="reached" if looker == attacker else "refused",
+    )
+    if look.seen != "reached":
+        return Outcome(attempt, "unknown", look.output)
+    return Outcome(attempt, "reached" if token.encode() in look.output else "refused", look.output)

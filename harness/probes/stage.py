@@ -1,0 +1,68 @@
+"""Sets the stage for attempts: plants what may not be found, and finds out what an attacker aims at."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from testinfra.host import Host
+
+from harness.errors import HarnessError
+from harness.policy import Plan
+from harness.probes.attempts import Attacker, attackers, quote
+
+HOST = "host"
+"""The name of the host itself as a target: a root process and a root directory that stand for all of them."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Somebody to be attacked: an agent, or the host.
+
+    ``known`` is the content of the file ``<directory>/known``, ``listed`` the name of an empty file in it.
+    ``pids`` are its processes as the host numbers them, the first one first.
+    """
+
+    name: str
+    directory: str
+    known: str
+    listed: str
+    pids: Sequence[int]
+
+
+def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
+    """Plant tokens with every agent and on the host, as their owners; returns the targets by name.
+
+    Raises ``HarnessError`` when an agent's container does not run: then there is nothing to attack.
+    """
+    owners = {agent.name: (agent.state_dir, agent.uid, agent.container.name) for agent in plan.agents.values()}
+    decoy = f"/root/decoy-{secrets.token_hex(4)}"
+    tokens = {name: (secrets.token_hex(12), secrets.token_hex(12)) for name in [*owners, HOST]}
+    slugs = " ".join(attacker.slug for attacker in [*attackers(plan), Attacker("root")])
+    plant = quote(
+        'cd "$1"; umask 077; echo "$2" > known; : > "$3"; '
+        f'for s in {slugs}; do echo "$2" > movable-$s; : > removable-$s; done'
+    )
+    lines = [
+        "set -eu",
+        f"mkdir -m 700 {decoy}",
+        f"sh -euc {plant} sh {decoy} {' '.join(tokens[HOST])}",
+        f"sh -c 'cd {decoy}; exec 9> held; exec env -i HERMES_HOME={decoy} sleep infinity' > /dev/null 2>&1 &",
+        "echo $!",
+    ]
+    for name, (directory, uid, container) in owners.items():
+        lines += [
+            f"pid=$(docker inspect --format '{{{{.State.Pid}}}}' {container})",
+            f"setpriv --reuid={uid} --regid={uid} --clear-groups "
+            f"sh -euc {plant} sh {quote(directory)} {' '.join(tokens[name])}",
+            'echo "$pid" $(grep -v "^$pid\\$" "/sys/fs/cgroup$(cut -d: -f3 /proc/$pid/cgroup)/cgroup.procs")',
+        ]
+    done = host.run("sh -c %s", "\n".join(lines))
+    rows = [[int(pid) for pid in line.split()] for line in done.stdout.splitlines()]
+    if done.rc != 0 or len(rows) != len(tokens) or not all(row and row[0] > 0 for row in rows):
+        raise HarnessError(f"the stage could not be set: {done.stderr.strip() or done.stdout}")
+    directories = {HOST: decoy} | {name: owner[0] for name, owner in owners.items()}
+    return {
+        name: Target(name, directories[name], *tokens[name], pids=row)
+        for name, row in zip([HOST, *owners], rows, strict=True)
+    }
+

@@ -1,0 +1,297 @@
+"""The ways in: how an attacker may try to reach another agent or the host.
+
+A way is a function from attacker and target to a script, registered with the claim that it attacks and
+where it can be tried from. Its positive control comes with it: an agent reaches itself by the same
+script, and root reaches the host.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from textwrap import dedent
+
+from harness.policy import Plan
+from harness.probes.attempts import Attacker, Attempt, Origin, attackers, quote
+from harness.probes.stage import HOST, Target
+
+Script = Callable[[Attacker, Target], str]
+Token = Callable[[Target], str]
+ROOT = Attacker("root")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to try. ``name`` reads after "can": "A can <name> of B".
+
+    ``host_only``: the only target is the host, for what agents may not even do to themselves.
+    """
+
+    name: str
+    claim: str
+    script: Script
+    origins: tuple[Origin, ...]
+    token: Token | None
+    host_only: bool
+
+    def attempts(self, plan: Plan, stage: dict[str, Target]) -> Iterator[Attempt]:
+        """Every attacker on every target; by the same script agents reach themselves, and root the host."""
+        tried_from = [attacker for attacker in attackers(plan) if attacker.origin in self.origins]
+        targets = [stage[HOST]] if self.host_only else list(stage.values())
+        pairs = [(attacker, target) for attacker in tried_from for target in targets]
+        for attacker, target in [*pairs, (ROOT, stage[HOST])]:
+            own = attacker is ROOT or (attacker.agent is not None and attacker.agent.name == target.name)
+            yield Attempt(
+                claim=self.claim,
+                way=self.name,
+                attacker=attacker,
+                target=target.name,
+                script=self.script(attacker, target),
+                expected="reached" if own else "refused",
+                token=self.token(target).encode() if self.token else None,
+            )
+
+
+WAYS: dict[str, Way] = {}
+BOTH: tuple[Origin, ...] = ("container", "uid")
+
+
+def way(
+    name: str,
+    *,
+    claim: str,
+    origins: tuple[Origin, ...] = BOTH,
+    token: Token | None = None,
+    host_only: bool = False,
+) -> Callable[[Script], Script]:
+    """Register a way under its ``name``."""
+
+    def register(script: Script) -> Script:
+        assert name not in WAYS, f"two ways are named {name!r}"
+        WAYS[name] = Way(name, claim, script, origins, token, host_only)
+        return script
+
+    return register
+
+
+def find_ways(claim: str) -> list[Way]:
+    return [each for each in WAYS.values() if each.claim == claim]
+
+
+def plan_attempts(ways: Iterable[Way], plan: Plan, stage: dict[str, Target]) -> list[Attempt]:
+    return [attempt for each in ways for attempt in each.attempts(plan, stage)]
+
+
+def known(target: Target) -> str:
+    return target.known
+
+
+def listed(target: Target) -> str:
+    return target.listed
+
+
+def home_variable(target: Target) -> str:
+    """A line that only the target's environment holds."""
+    return f"HERMES_HOME={target.directory}\n"
+
+
+def own_directory(attacker: Attacker) -> str:
+    """A place where the attacker may write."""
+    return quote(attacker.agent.state_dir) if attacker.agent else "/root"
+
+
+def visible_pids(attacker: Attacker, target: Target) -> str:
+    """The target's processes where they can be named; from a container, all that it sees."""
+    return "$(cd /proc; echo [0-9]*)" if attacker.origin == "container" else " ".join(map(str, target.pids))
+
+
+# --- D2: the neighbour's files ----------------------------------------------------------------------
+
+
+@way("list the state directory", claim="D2", token=listed)
+def list_state(attacker: Attacker, target: Target) -> str:
+    return f"ls -a {quote(target.directory)}"
+
+
+@way("read a state file", claim="D2", token=known)
+def read_state(attacker: Attacker, target: Target) -> str:
+    return f"cat {quote(target.directory)}/known"
+
+
+@way("stat a state file", claim="D2")
+def stat_state(attacker: Attacker, target: Target) -> str:
+    return f"stat {quote(target.directory)}/known && won"
+
+
+@way("create a state file", claim="D2")
+def create_in_state(attacker: Attacker, target: Target) -> str:
+    return f": > {quote(target.directory)}/planted-by-{attacker.slug} && won"
+
+
+@way("append to a state file", claim="D2")
+def append_to_state(attacker: Attacker, target: Target) -> str:
+    return f": >> {quote(target.directory)}/known && won"
+
+
+@way("rename a state file", claim="D2")
+def rename_in_state(attacker: Attacker, target: Target) -> str:
+    file = f"{quote(target.directory)}/movable-{attacker.slug}"
+    return f"mv {file} {file}.moved && won"
+
+
+@way("delete a state file", claim="D2")
+def delete_in_state(attacker: Attacker, target: Target) -> str:
+    return f"rm {quote(target.directory)}/removable-{attacker.slug} && won"
+
+
+@way("open up the state directory", claim="D2")
+def chmod_state(attacker: Attacker, target: Target) -> str:
+    return f"chmod 700 {quote(target.directory)} && won"
+
+
+@way("read through a planted symlink", claim="D2", token=known)
+def read_by_symlink(attacker: Attacker, target: Target) -> str:
+    link = f"{own_directory(attacker)}/symlink-{attacker.origin}-{target.name}"
+    return f"ln -s {quote(target.directory)}/known {link}; cat {link}"
+
+
+@way("read through a planted hard link", claim="D2", token=known)
+def read_by_hard_link(attacker: Attacker, target: Target) -> str:
+    link = f"{own_directory(attacker)}/hardlink-{attacker.origin}-{target.name}"
+    return f"ln {quote(target.directory)}/known {link}; cat {link}"
+
+
+@way("read through /proc/PID/root", claim="D2", token=known)
+def read_by_proc_root(attacker: Attacker, target: Target) -> str:
+    return f"for p in {visible_pids(attacker, target)}; do cat /proc/$p/root{quote(target.directory)}/known; done"
+
+
+@way("read through /proc/PID/cwd", claim="D2", token=known)
+def read_by_proc_cwd(attacker: Attacker, target: Target) -> str:
+    return f"for p in {visible_pids(attacker, target)}; do cat /proc/$p/cwd/known; done"
+
+
+@way("find an open file in /proc/PID/fd", claim="D2", token=lambda target: f"{target.directory}/held")
+def find_descriptor(attacker: Attacker, target: Target) -> str:
+    return f"for p in {visible_pids(attacker, target)}; do ls -l /proc/$p/fd; done"
+
+
+@way("read as root of an own user namespace", claim="D2", origins=("uid",), token=known)
+def read_in_user_namespace(attacker: Attacker, target: Target) -> str:
+    return f"unshare --user --map-root-user cat {quote(target.directory)}/known"
+
+
+@way("read the disk below the file system", claim="D2", host_only=True)
+def read_raw_disk(attacker: Attacker, target: Target) -> str:
+    return "head -c 1 /dev/vda && won"
+
+
+# --- U2: the neighbour's processes -----------------------------------------------------------------------
+
+
+@way("read the environment", claim="U2", token=home_variable)
+def read_environment(attacker: Attacker, target: Target) -> str:
+    return f"for p in {visible_pids(attacker, target)}; do cat /proc/$p/environ | tr '\\0' '\\n'; done"
+
+
+@way("read the memory", claim="U2", token=home_variable)
+def read_memory(attacker: Attacker, target: Target) -> str:
+    """The stack, which holds the environment; by /proc/PID/mem, guarded as ptrace(2) is."""
+    return dedent(f"""\
+        for p in {visible_pids(attacker, target)}; do
+          range=$(grep -F '[stack]' /proc/$p/maps) || continue
+          range=${{range%% *}}; start=0x${{range%-*}}; end=0x${{range#*-}}
+          dd if=/proc/$p/mem bs=4096 skip=$((start / 4096)) count=$(((end - start) / 4096)) 2> /dev/null |
+            tr '\\0' '\\n' | grep -a ^HERMES_HOME=
+        done""")
+
+
+@way("send a signal", claim="U2")
+def send_signal(attacker: Attacker, target: Target) -> str:
+    """From a container, a signal that arrives at a process which turns out to be the target's."""
+    if attacker.origin != "container":
+        return f"kill -CONT {target.pids[0]} && won"
+    pids = " ".join(map(str, target.pids))
+    return dedent(f"""\
+        for p in {pids}; do [ -e /proc/$p ] || kill -CONT $p && won; done
+        for p in {visible_pids(attacker, target)}; do
+          kill -CONT $p && tr '\\0' '\\n' < /proc/$p/environ | grep -q -x 'HERMES_HOME={target.directory}' && won
+        done""")
+
+
+@way("trace with ptrace", claim="U2", origins=("uid",))
+def trace(attacker: Attacker, target: Target) -> str:
+    program = dedent(f"""\
+        import ctypes, sys
+        libc = ctypes.CDLL(None, use_errno=True)
+        PTRACE_SEIZE = 0x4206
+        if libc.ptrace(PTRACE_SEIZE, {target.pids[0]}, 0, 0):
+            sys.exit(f"ptrace: errno {{ctypes.get_errno()}}")""")
+    return f"python3 -I -S -c {quote(program)} && won"
+
+
+# --- C1, C2, C4: out of the container ------------------------------------------------------------------------
+
+CONTAINER: tuple[Origin, ...] = ("container",)
+
+
+@way("mount a file system", claim="C1", origins=CONTAINER, host_only=True)
+def mount(attacker: Attacker, target: Target) -> str:
+    return "d=/tmp/mount-$$; mkdir $d && mount -t tmpfs none $d && umount $d && won"
+
+
+@way("make a device node", claim="C1", origins=CONTAINER, host_only=True)
+def make_device(attacker: Attacker, target: Target) -> str:
+    return "mknod /tmp/node-$$ c 1 3 && won"
+
+
+@way("change the root directory", claim="C1", origins=CONTAINER, host_only=True)
+def change_root(attacker: Attacker, target: Target) -> str:
+    return "chroot / true && won"
+
+
+@way("set the host name", claim="C1", origins=CONTAINER, host_only=True)
+def set_hostname(attacker: Attacker, target: Target) -> str:
+    return 'hostname "$(hostname)" && won'
+
+
+@way("make a user namespace", claim="C1", origins=CONTAINER, host_only=True)
+def make_user_namespace(attacker: Attacker, target: Target) -> str:
+    return "unshare -U true && won"
+
+
+@way("give a file to root", claim="C1", origins=CONTAINER, host_only=True)
+def give_to_root(attacker: Attacker, target: Target) -> str:
+    return "f=/tmp/given-$$; : > $f && chown 0:1 $f && won"
+
+
+@way("use the Docker socket", claim="C4", host_only=True)
+def use_docker_socket(attacker: Attacker, target: Target) -> str:
+    return "for s in /run/docker.sock /var/run/docker.sock; do [ -w $s ] && won; done"
+
+
+@way("use the containerd socket", claim="C4", host_only=True)
+def use_containerd_socket(attacker: Attacker, target: Target) -> str:
+    return "[ -w /run/containerd/containerd.sock ] && won"
+
+
+@way("make the root file system writable", claim="C2", origins=CONTAINER, host_only=True)
+def remount(attacker: Attacker, target: Target) -> str:
+    return "mount -o remount,rw / && won"
+
+
+SYSTEM_DIRECTORIES = ("/", "/bin", "/etc", "/home", "/root", "/run", "/usr", "/var", "/var/lib", "/dev", "/proc/sys/kernel", "/sys")
+
+
+def writes(plan: Plan) -> list[Attempt]:
+    """C2: each agent writes to each directory of its container; /tmp and its state are the controls."""
+    return [
+        Attempt(
+            claim="C2",
+            way="write a file",
+            attacker=Attacker("container", agent),
+            target=directory,
+            script=f": > {quote(directory)}/written-by-an-agent && won",
+            expected="reached" if directory in ("/tmp", agent.state_dir) else "refused",
+        )
+        for agent in plan.agents.values()
+        for directory in (*SYSTEM_DIRECTORIES, "/tmp", agent.state_dir)
+    ]
