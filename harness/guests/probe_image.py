@@ -13,12 +13,22 @@ from dataclasses import dataclass
 NAME = "tentaflake.invalid/probe"  # .invalid never resolves (RFC 2606): it cannot be pulled by mistake
 
 AGENT = """#!/bin/sh
-# Stands in for an agent: lives in its state directory, notes each signal that reaches it.
-trap 'echo USR1 >> "$HERMES_HOME/signals"' USR1
+# Stands in for an agent: lives in its state directory, notes each start and each signal, and does what
+# it is told. An order is a script NAME.sh in .probe/; NAME is written to the fifo `orders`, its output
+# goes to NAME.out, and NAME comes back through the fifo `done`. (No engine is in the way: a `docker exec`
+# costs a second under emulation, an order 20 ms, and it runs as what a hijacked agent is: the agent.)
+cd "$HERMES_HOME" && umask 077 || exit 1
+echo started >> starts
+trap 'echo USR1 >> signals' USR1
 trap 'exit 0' TERM INT
-echo "$$ started" >> "$HERMES_HOME/starts"
-exec 9> "$HERMES_HOME/held"
-while :; do sleep 86400 & wait $!; done
+mkdir -p .probe
+[ -p .probe/orders ] || mkfifo .probe/orders
+[ -p .probe/done ] || mkfifo .probe/done
+exec 8<> .probe/orders 9> held
+while :; do
+  read -r order <&8 || continue
+  ( sh ".probe/$order.sh" > ".probe/$order.out" 2>&1 8<&-; echo "$order" > .probe/done ) &
+done
 """
 
 

@@ -25,7 +25,9 @@ from harness.policy import Agent, Plan
 Origin = Literal["container", "uid", "root"]
 Seen = Literal["reached", "refused", "unknown"]
 BATCH_TIMEOUT = 240
-OUTPUT_LIMIT = 4096
+"""Seconds; ten times what a batch takes under TCG on two cores."""
+SHOWN = 600
+"""Characters of an attempt's output that a failure message shows."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,20 @@ class Attacker:
         if self.agent is None:
             return f"sh {script}"
         if self.origin == "container":
-            return f"docker exec -i {self.agent.container.name} sh < {script}"
+            return f"order {quote(self.agent.state_dir)} {self.agent.uid} {script}"
         identity = f"--reuid={self.agent.uid} --regid={self.agent.gid} --clear-groups"
         return f"env -i PATH=/usr/bin:/bin:/usr/sbin:/sbin setpriv {identity} sh < {script}"
+
+
+# Has the probe image's agent run a script: $1 state directory, $2 uid, $3 script (see probe_image.AGENT).
+ORDER = """\
+order() {
+  name=$(basename "$PWD")-${3%.sh}; box=$1/.probe
+  install -m 600 -o "$2" -g "$2" "$3" "$box/$name.sh" && echo "$name" > "$box/orders" || return
+  while read -r done < "$box/done" && [ "$done" != "$name" ]; do :; done
+  cat "$box/$name.out"
+  rm -f "$box/$name.sh" "$box/$name.out"
+}"""
 
 
 def attackers(plan: Plan) -> list[Attacker]:
@@ -85,7 +98,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an attempt; ``output`` is its output (both streams), cut to 4 KiB."""
+    """What came of an attempt; ``output`` is its output, both streams together."""
 
     attempt: Attempt
     seen: Seen
@@ -112,7 +125,7 @@ class Outcome:
         said = self.output.decode(errors="replace").strip().replace("\n", "\n      ") or "(no output)"
         return (
             f"{attempt.attacker.name} -> {attempt.target}, {attempt.way}: "
-            f"expected {attempt.expected}, seen {self.seen}\n      {said[:600]}"
+            f"expected {attempt.expected}, seen {self.seen}\n      {said[:SHOWN]}"
         )
 
 
@@ -121,29 +134,36 @@ def batch_script(attempts: Sequence[Attempt], nonce: str) -> str:
     half, other = nonce[:8], nonce[8:]
     lines = [
         f"won() {{ echo {half}''{other}; }}",
-        "cd / 2> /dev/null",
+        "cd /",
     ]
-    for number, attempt in enumerate(attempts):
+    for number, script in enumerate(_scripts(attempts)):
         lines += [
             f"echo; echo {half}'' begin {number}",
-            f"( {attempt.script}\n) 2>&1 < /dev/null",
+            f"( {script}\n) 2>&1 < /dev/null",
             f"echo; echo {half}'' end {number} $?",
         ]
     return "\n".join(lines) + "\n"
 
 
+def _scripts(attempts: Sequence[Attempt]) -> list[str]:
+    """Each script once: what an attacker sees of all targets at once, it needs to look at only once."""
+    return list(dict.fromkeys(attempt.script for attempt in attempts))
+
+
 def read_outcomes(attempts: Sequence[Attempt], nonce: str, output: bytes) -> list[Outcome]:
     """Outcomes from what a batch printed; an attempt without its end line is unknown."""
     half = nonce[:8].encode()
+    numbers = {script: number for number, script in enumerate(_scripts(attempts))}
     outcomes = []
-    for number, attempt in enumerate(attempts):
+    for attempt in attempts:
+        number = numbers[attempt.script]
         _, begun, rest = output.partition(b"\n%s begin %d\n" % (half, number))
         said, ended, _ = rest.partition(b"\n%s end %d " % (half, number))
         token = attempt.token if attempt.token is not None else nonce.encode()
         seen: Seen = "unknown"
         if begun and ended:
             seen = "reached" if token in said else "refused"
-        outcomes.append(Outcome(attempt, seen, said[:OUTPUT_LIMIT]))
+        outcomes.append(Outcome(attempt, seen, said))
     return outcomes
 
 
@@ -152,7 +172,7 @@ def run_attempts(host: Host, attempts: Iterable[Attempt]) -> list[Outcome]:
     by_attacker = sorted(attempts, key=lambda attempt: attempt.attacker.slug)
     batches = [list(group) for _, group in groupby(by_attacker, key=lambda attempt: attempt.attacker.slug)]
     nonces = [secrets.token_hex(8) for _ in batches]
-    lines = ["cd $(mktemp -d) && chmod 711 . || exit 1"]
+    lines = [ORDER, "cd $(mktemp -d) && chmod 711 . || exit 1"]
     for number, (batch, nonce) in enumerate(zip(batches, nonces, strict=True)):
         script = base64.b64encode(batch_script(batch, nonce).encode()).decode()
         lines.append(f"base64 -d > {number}.sh << 'END'\n{script}\nEND")

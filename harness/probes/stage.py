@@ -34,7 +34,7 @@ def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
 
     Raises ``HarnessError`` when an agent's container does not run: then there is nothing to attack.
     """
-    owners = {agent.name: (agent.state_dir, agent.uid, agent.container.name) for agent in plan.agents.values()}
+    owners = {agent.name: (agent.state_dir, agent.uid) for agent in plan.agents.values()}
     decoy = f"/root/decoy-{secrets.token_hex(4)}"
     tokens = {name: (secrets.token_hex(12), secrets.token_hex(12)) for name in [*owners, HOST]}
     slugs = " ".join(attacker.slug for attacker in [*attackers(plan), Attacker("root")])
@@ -49,12 +49,11 @@ def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
         f"sh -c 'cd {decoy}; exec 9> held; exec env -i HERMES_HOME={decoy} sleep infinity' > /dev/null 2>&1 &",
         "echo $!",
     ]
-    for name, (directory, uid, container) in owners.items():
+    for name, (directory, uid) in owners.items():
         lines += [
-            f"pid=$(docker inspect --format '{{{{.State.Pid}}}}' {container})",
             f"setpriv --reuid={uid} --regid={uid} --clear-groups "
             f"sh -euc {plant} sh {quote(directory)} {' '.join(tokens[name])}",
-            'echo "$pid" $(grep -v "^$pid\\$" "/sys/fs/cgroup$(cut -d: -f3 /proc/$pid/cgroup)/cgroup.procs")',
+            f"echo $(ps -o pid= --sort start_time,pid -u {uid})",
         ]
     done = host.run("sh -c %s", "\n".join(lines))
     rows = [[int(pid) for pid in line.split()] for line in done.stdout.splitlines()]

@@ -260,10 +260,11 @@ def start_qemu(
     descriptors that the arguments name. The monitor and the shell are socket pairs: nothing of them
     is on disk. The console is a Unix socket that may be connected and left at will.
     """
+    program = str(find_qemu())
     qmp_here, qmp_there = socket.socketpair()
     shell_here, shell_there = socket.socketpair()
     command = [
-        str(find_qemu()),
+        program,
         *arguments,
         *("-drive", f"id=disk,if=none,{disk}"),
         *("-netdev", f"{netdev},id=lan"),
@@ -302,3 +303,4 @@ def start_qemu(
         yield process
     finally:
         process.close()
+        qmp_here.close()  # the monitor closes it only if it was ever connected

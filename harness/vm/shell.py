@@ -49,16 +49,19 @@ class Result:
         """Return self, or raise what went wrong with the end of what it said."""
         self.stop_if_timed_out()
         if self.exit:
-            raise CommandFailed(f"in the guest, exit code {self.exit}: {self.command}\n{self._tail()}")
+            raise CommandFailed(f"in the guest, exit code {self.exit}: {self._shown()}\n{self._tail()}")
         return self
 
     def stop_if_timed_out(self) -> "Result":
         """Return self, or raise ``CommandTimeout`` if the guest had to kill it."""
         if self.timed_out:
             raise CommandTimeout(
-                f"in the guest, killed after {self.seconds:.1f} s: {self.command}\n{self._tail()}"
+                f"in the guest, killed after {self.seconds:.1f} s: {self._shown()}\n{self._tail()}"
             )
         return self
+
+    def _shown(self) -> str:
+        return self.command if len(self.command) <= 300 else f"{self.command[:300]} ..."
 
     def _tail(self) -> str:
         return (self.stderr[-2000:] or self.stdout[-2000:]).decode(errors="replace").strip()

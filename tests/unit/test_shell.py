@@ -1,5 +1,6 @@
 """The root shell: the guest's program itself, over a socket instead of a virtio port."""
 
+import fcntl
 import json
 import os
 import random
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,10 +22,10 @@ from harness.vm import guest_shell
 from harness.vm import shell as shell_module
 from harness.vm.guest_shell import HEADER, pack
 from harness.vm.shell import CommandFailed, CommandTimeout, GuestUnresponsive, Result, Shell
-from tests.unit.support import PROPERTY, ends, unable_to_set_the_clock
+from tests.unit.support import PATIENCE, PROPERTY, ends, unable_to_set_the_clock
 
 Sockets = tuple[socket.socket, socket.socket]
-ARGUMENTS = st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20), max_size=5)
+ARGUMENT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 
 
 def nothing_happens() -> None:
@@ -32,12 +33,16 @@ def nothing_happens() -> None:
 
 
 @contextmanager
-def guest_program(port: socket.socket) -> Iterator[None]:
-    """The guest's end on ``port``, unable to change this machine."""
+def guest_program(port: socket.socket) -> Iterator[Callable[[], None]]:
+    """The guest's end on ``port``, unable to change this machine; yields a ``watch`` that knows of its end."""
     program = [sys.executable, "-I", guest_shell.__file__, "--stdio"]
-    with subprocess.Popen(unable_to_set_the_clock(program), stdin=port) as process:
+    with subprocess.Popen(unable_to_set_the_clock(program), stdin=port.fileno()) as process:
+
+        def watch() -> None:
+            assert process.poll() is None, f"the guest's program has ended with exit code {process.returncode}"
+
         try:
-            yield
+            yield watch
         finally:
             process.kill()
 
@@ -59,8 +64,8 @@ def pair() -> Iterator[Sockets]:
 @pytest.fixture(scope="module")
 def shell() -> Iterator[Shell]:
     """One shell for all tests of this file: no command may spoil it for the next."""
-    with sockets() as (here, there), guest_program(there):
-        yield Shell(here, nothing_happens)
+    with sockets() as (here, there), guest_program(there) as watch:
+        yield Shell(here, watch)
 
 
 @pytest.fixture
@@ -107,7 +112,7 @@ def test_a_command_line_goes_through_a_shell(shell: Shell) -> None:
 
 
 @PROPERTY
-@given(arguments=ARGUMENTS)
+@given(arguments=st.lists(ARGUMENT, max_size=5))
 def test_arguments_arrive_as_they_were(shell: Shell, arguments: list[str]) -> None:
     received = shell.run([sys.executable, "-IXutf8", "-Sc", "import sys; print(ascii(sys.argv[1:]))", *arguments])
     assert received.text.strip() == ascii(arguments)
@@ -218,6 +223,26 @@ def test_what_was_written_last_is_not_lost(shell: Shell) -> None:
     assert {(len(result.stdout), result.stderr) for result in results} == {(60_000, b"last\n")}
 
 
+def test_what_an_enlarged_pipe_still_holds_at_the_end_is_not_lost(pair: Sockets, tmp_path: Path) -> None:
+    here, there = pair
+    os.mkfifo(tmp_path / "alive")
+    ended = select.poll()
+
+    class Late(Shell):
+        """Reads no answer before the command has ended, by when most of its output is still in the pipe."""
+
+        def _receive(self, request: int, deadline: float, doing: str) -> tuple[bytes, bytes]:
+            ended.poll(PATIENCE * 1000)
+            return super()._receive(request, deadline, doing)
+
+    program = "import fcntl, os; fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 1 << 20); os.write(1, bytes(900_000))"
+    script = f"""exec 9> "$1"; exec "$2" -Sc '{program}'"""
+    with guest_program(there) as watch, open(os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)) as alive:
+        ended.register(alive, 0)  # hung up on when the last writer, the command, is gone
+        result = Late(here, watch).run(["sh", "-c", script, "sh", str(tmp_path / "alive"), sys.executable])
+    assert len(result.stdout) == 900_000
+
+
 def test_a_timeout_kills_the_process_group(shell: Shell) -> None:
     result = shell.run("sleep 600 & echo $!; wait", timeout=0.2)
     assert ends(int(result.text))
@@ -268,6 +293,7 @@ def test_a_shell_that_talks_of_something_else_for_ever_is_named(pair: Sockets, i
 
         def _wait(self, event: int, deadline: float, doing: str) -> None:
             if event == select.POLLIN:
+                assert time.monotonic() < deadline + PATIENCE, "the host listens for ever"
                 there.send(pack(b"o", 1, b"blah"))
             super()._wait(event, deadline, doing)
 
@@ -340,8 +366,8 @@ def test_a_guest_that_can_not_set_its_clock_is_no_guest(shell: Shell) -> None:
 
 def test_hello_sets_the_clock_before_it_reseeds(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[tuple[object, ...]] = []
-    monkeypatch.setattr(guest_shell.time, "clock_settime", lambda clock, now: done.append((clock, now)))
-    monkeypatch.setattr(guest_shell.fcntl, "ioctl", lambda _device, *request: done.append(request))
+    monkeypatch.setattr(time, "clock_settime", lambda clock, now: done.append((clock, now)))
+    monkeypatch.setattr(fcntl, "ioctl", lambda _device, *request: done.append(request))
     guest_shell.hello({"time": 1234.5, "entropy": "ab" * 64})
     entropy = (512).to_bytes(4, sys.byteorder) + (64).to_bytes(4, sys.byteorder) + b"\xab" * 64
     assert done == [

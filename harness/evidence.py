@@ -1,0 +1,62 @@
+"""Evidence of a failed test, on disk before the machine is gone."""
+
+import re
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.vm.machine import Machine
+
+COMMANDS = {
+    "journal.txt": "journalctl -b --no-pager -o short-precise",
+    "kernel.txt": "dmesg",
+    "nft-ruleset.txt": "nft list ruleset",
+    "docker-ps.txt": "docker ps --all --no-trunc",
+    "docker-inspect.json": "docker ps --all --quiet | xargs -r docker inspect",
+    "failed-units.txt": "systemctl --failed --no-pager --no-legend; systemctl list-jobs --no-pager",
+    "processes.txt": "ps -eo user:32,pid,ppid,lstart,args",
+    "addresses.txt": "ip address; ip route; ip -6 route",
+    "plan.json": "cat /var/lib/tentaflake/current/plan.json",
+}
+# One round trip for all of it: each command's output goes to a file, and the files come as one archive.
+ARCHIVE = "cd $(mktemp -d) && {commands} tar -czf - . && rm -rf \"$PWD\""
+
+
+def directory_for(artifacts: Path, test: str) -> Path:
+    """``<artifacts>/<test id, made a safe path>``."""
+    safe = re.sub(r"[^A-Za-z0-9._\[\]-]+", "-", test.replace("::", "/").replace(".py", "")).replace("/", "_")
+    return artifacts / safe.strip("-")[:150]
+
+
+def collect(machines: Sequence[Machine], artifacts: Path, test: str) -> Path:
+    """Write what can be had from each machine; returns the directory. Never raises for a dead guest."""
+    directory = directory_for(artifacts, test)
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, machine in enumerate(machines):
+        place = directory if len(machines) == 1 else directory / f"machine-{number}"
+        place.mkdir(exist_ok=True)
+        for name in ("console.log", "qemu.log"):
+            source = machine.process.directory / name
+            if source.exists():
+                (place / name).write_bytes(source.read_bytes())
+        try:
+            _collect_inside(machine, place)
+        except HarnessError as error:
+            (place / "guest-did-not-answer.txt").write_text(f"{error}\n")
+    last = artifacts / "last"
+    new = artifacts / f".last.{directory.name}"
+    new.unlink(missing_ok=True)
+    new.symlink_to(directory.name)
+    new.rename(last)
+    return directory
+
+
+def _collect_inside(machine: Machine, place: Path) -> None:
+    commands = "".join(f"( {command} ) > {name} 2>&1 < /dev/null; " for name, command in COMMANDS.items())
+    done = machine.run(ARCHIVE.format(commands=commands), timeout=60).check()
+    archive = place / "guest.tar.gz"
+    archive.write_bytes(done.stdout)
+    with tarfile.open(archive) as tar:
+        tar.extractall(place, filter="data")
+    archive.unlink()

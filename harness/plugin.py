@@ -1,0 +1,270 @@
+"""The pytest plugin: options, fixtures, and evidence when a test fails.
+
+    plan            the plan under test (``--vm-agents FILE`` or ``--vm-flake REF``; default: agents.nix)
+    agents          its agents, by name
+    machine         a fresh machine with that plan in force, for this test alone
+    host            a testinfra ``Host`` on it
+    shared_machine  one machine for all tests that only look
+    outcomes        what came of the attacks, by name of the way (all ways in one batch)
+    lab             makes machines of any plan
+
+A test of a claim is marked ``@pytest.mark.claim("D2")``.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pytest
+import testinfra.host
+
+from harness import evidence
+from harness.cache import default_root
+from harness.contract import ClaimBroken, ControlFailed, find_claim
+from harness.errors import HarnessError
+from harness.lab import GUESTS, Lab, Settings, check_choice
+from harness.policy import Agent, Plan, evaluate, evaluate_flake
+from harness.probes.attempts import Outcome, run_attempts
+from harness.probes.sharing import run_sharing
+from harness.probes.stage import set_stage
+from harness.probes.ways import WAYS, plan_attempts, writes
+from harness.vm.accelerator import CHOICES
+from harness.vm.machine import Machine
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+KEEP = ("never", "on-failure", "always")
+OPTIONS: dict[str, tuple[str, Any, str]] = {
+    # name: (metavar, default, help)
+    "guest": ("|".join(GUESTS), "debian", "how a plan becomes a machine"),
+    "accel": ("|".join(CHOICES), "auto", "QEMU's accelerator; auto tries KVM with a tiny guest"),
+    "cpus": ("N", 2, "virtual CPUs of a machine"),
+    "memory": ("MIB", 2048, "memory of a machine in MiB"),
+    "cache": ("DIR", default_root(), "where images, templates and running machines are kept"),
+    "artifacts": ("DIR", ".artifacts", "where the evidence of failed tests goes"),
+    "keep": ("|".join(KEEP), "never", "leave the machines' directories (disk, logs) behind"),
+    "agents": ("FILE", None, "the agents under test, .nix or .json (default: agents.nix)"),
+    "flake": ("REF", None, "the host under test, as FLAKE#HOST, in place of --vm-agents"),
+}
+Scope = Literal["session", "function"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vm", "virtual machines (each --vm-NAME also as TENTAFLAKE_NAME)")
+    for name, (metavar, default, text) in OPTIONS.items():
+        value = os.environ.get(f"TENTAFLAKE_{name.upper()}", default)
+        group.addoption(f"--vm-{name}", metavar=metavar, default=value, help=f"{text} (now: {value})")
+    group.addoption("--vm-shell", action="store_true", help="a root shell in the failed test's machine, before it goes")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "claim(id): this test attacks a claim of the contract")
+    check_choice("--vm-keep", config.getoption("vm_keep"), KEEP)
+    config.stash[SETTINGS] = _settings(config)
+
+
+SETTINGS = pytest.StashKey[Settings]()
+LAB = pytest.StashKey[Lab]()
+RUNNING = pytest.StashKey[list[Machine]]()
+CELLS = pytest.StashKey[list[dict[str, str]]]()
+
+
+def _settings(config: pytest.Config) -> Settings:
+    try:
+        return Settings(
+            guest=config.getoption("vm_guest"),
+            accel=config.getoption("vm_accel"),
+            cpus=int(config.getoption("vm_cpus")),
+            memory=int(config.getoption("vm_memory")),
+            cache=Path(config.getoption("vm_cache")),
+        )
+    except ValueError as error:
+        raise pytest.UsageError(f"a --vm option needs a whole number: {error}") from None
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    settings = config.stash[SETTINGS]
+    subject = config.getoption("vm_flake") or config.getoption("vm_agents") or "agents.nix"
+    return (
+        f"vm: guest {settings.guest}, accel {settings.accel}, {settings.cpus} cpus, {settings.memory} MiB, "
+        f"agents {subject}, cache {settings.cache}"
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lab = config.stash.get(LAB, None)
+    if lab is not None and "accelerator" in lab.__dict__:
+        verdict = lab.accelerator
+        terminalreporter.write_line(f"vm: ran under {verdict.accelerator.upper()}: {verdict.reason}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a marker that names no claim, and put the tests that share a batch together."""
+    for item in items:
+        for marker in item.iter_markers("claim"):
+            find_claim(marker.args[0])
+            item.user_properties.append(("claim", marker.args[0]))
+
+
+# --- fixtures ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def lab(pytestconfig: pytest.Config) -> Lab:
+    pytestconfig.stash[LAB] = made = Lab(pytestconfig.stash[SETTINGS])
+    return made
+
+
+@pytest.fixture(scope="session")
+def plan(pytestconfig: pytest.Config, lab: Lab) -> Plan:
+    if flake := pytestconfig.getoption("vm_flake"):
+        return lab.adapt(evaluate_flake(flake))
+    return lab.adapt(evaluate(Path(pytestconfig.getoption("vm_agents") or REPOSITORY / "agents.nix")))
+
+
+@pytest.fixture(scope="session")
+def agents(plan: Plan) -> Mapping[str, Agent]:
+    return plan.agents
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
+    with _tracked(request.config, lab, plan) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def shared_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
+    with _tracked(request.config, lab, plan) as made:
+        yield made
+
+
+@pytest.fixture
+def host(machine: Machine) -> testinfra.host.Host:
+    return machine.host
+
+
+@pytest.fixture(scope="session")
+def attacked_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
+    """The machine on which the attacks of ``outcomes`` are tried."""
+    with _tracked(request.config, lab, plan) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def all_outcomes(request: pytest.FixtureRequest, attacked_machine: Machine, plan: Plan) -> list[Outcome]:
+    """Every attack that a selected test asks for, in one batch."""
+    claims = {marker.args[0] for item in request.session.items for marker in item.iter_markers("claim")}
+    host = attacked_machine.host
+    attempts = plan_attempts([way for way in WAYS.values() if way.claim in claims], plan, set_stage(host, plan))
+    if "C2" in claims:
+        attempts += writes(plan)
+    found = run_attempts(host, attempts)
+    return [*found, *(run_sharing(host, plan) if "D3" in claims else [])]
+
+
+@pytest.fixture
+def outcomes(request: pytest.FixtureRequest, all_outcomes: list[Outcome]) -> Callable[..., None]:
+    """``outcomes("way", …)``: fail unless these attacks were refused and their positive controls were not."""
+
+    def judge(*ways: str) -> None:
+        chosen = [outcome for outcome in all_outcomes if outcome.attempt.way in ways]
+        request.node.stash.setdefault(CELLS, []).extend(outcome.cell() for outcome in chosen)
+        for way in ways:
+            check_outcomes(way, [outcome for outcome in chosen if outcome.attempt.way == way])
+
+    return judge
+
+
+def check_outcomes(way: str, outcomes: list[Outcome]) -> None:
+    """Raise ``ClaimBroken`` if an attack succeeded, ``ControlFailed`` if it proves nothing."""
+    broken = [outcome for outcome in outcomes if not outcome.attempt.is_control and outcome.seen == "reached"]
+    if broken:
+        claim = find_claim(broken[0].attempt.claim)
+        listing = "\n  ".join(map(str, broken))
+        raise ClaimBroken(f"{claim.id} is broken: {claim.text}\n  {listing}")
+    wrong = [outcome for outcome in outcomes if not outcome.as_expected]
+    if wrong or not any(outcome.attempt.is_control for outcome in outcomes):
+        listing = "\n  ".join(map(str, wrong)) or "no positive control was tried"
+        raise ControlFailed(f"{way!r} proves nothing:\n  {listing}")
+
+
+@contextmanager
+def _tracked(config: pytest.Config, lab: Lab, plan: Plan) -> Iterator[Machine]:
+    """A machine that is known to the evidence hook while it lives."""
+    running = config.stash.setdefault(RUNNING, [])
+    with ExitStack() as stack:
+        made = stack.enter_context(lab.machine(plan))
+        running.append(made)
+        try:
+            yield made
+        finally:
+            running.remove(made)
+            if config.getoption("vm_keep") == "always":
+                keep_machine(made, Path(config.getoption("vm_artifacts")))
+
+
+def keep_machine(machine: Machine, artifacts: Path) -> Path:
+    """Copy a machine's directory (overlay disk, logs) out of the cache before it is removed."""
+    target = artifacts / "machines" / machine.process.directory.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    ignored = shutil.ignore_patterns("*.sock", "lock", "qemu.pid")
+    shutil.copytree(machine.process.directory, target, ignore=ignored, dirs_exist_ok=True)
+    return target
+
+
+# --- evidence -------------------------------------------------------------------------------------------------
+
+Report = TypeVar("Report", bound=pytest.TestReport)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """On failure, before anything is torn down: evidence to disk, its place into the message."""
+    report: pytest.TestReport = yield
+    if call.when == "call" and (cells := item.stash.get(CELLS, None)):
+        report.user_properties.append(("cells", cells))
+    if call.excinfo is not None:
+        report.user_properties.append(("untried", not call.excinfo.errisinstance(AssertionError)))
+    machines = [machine for machine in item.config.stash.get(RUNNING, []) if _used_by(item, machine)]
+    if report.failed and call.when in ("setup", "call") and machines:
+        artifacts = item.config.rootpath / item.config.getoption("vm_artifacts")
+        directory = evidence.collect(machines, artifacts, item.nodeid)
+        if item.config.getoption("vm_keep") == "on-failure":
+            for machine in machines:
+                keep_machine(machine, artifacts)
+        report.sections.append(
+            ("evidence", f"in {directory} (also {artifacts / 'last'})\nlook: less {directory / 'journal.txt'}")
+        )
+        if item.config.getoption("vm_shell"):
+            _open_shell(item, machines[0])
+    return report  # type: ignore[return-value]
+
+
+def _used_by(item: pytest.Item, machine: Machine) -> bool:
+    """Whether the test has this machine among its fixtures' values."""
+    values = getattr(item, "funcargs", {}).values()
+    names = set(getattr(item, "fixturenames", ()))
+    return machine in values or bool(names & {"machine", "shared_machine", "attacked_machine"})
+
+
+def _open_shell(item: pytest.Item, machine: Machine) -> None:
+    """An interactive root shell by SSH; the test goes on failing when it is left."""
+    capture = item.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else ExitStack():
+        print(f"\nroot shell in the machine of {item.nodeid}; leave with exit")
+        subprocess.run(ssh_command(machine), check=False)
+
+
+def ssh_command(machine: Machine) -> list[str]:
+    """An ``ssh`` command line into the machine (host key unchecked: loopback, and gone in a minute)."""
+    return [
+        "ssh",
+        *("-p", str(machine.ssh_port), "-i", str(machine.ssh_key), "-o", "StrictHostKeyChecking=no"),
+        *("-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "root@127.0.0.1"),
+    ]
