@@ -57,7 +57,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, (metavar, default, text) in OPTIONS.items():
         value = os.environ.get(f"TENTAFLAKE_{name.upper()}", default)
         group.addoption(f"--vm-{name}", metavar=metavar, default=value, help=f"{text} (now: {value})")
+    group.addoption("--vm-claim", metavar="ID", action="append", help="only the tests of this claim (may be repeated)")
     group.addoption("--vm-shell", action="store_true", help="a root shell in the failed test's machine, before it goes")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """With workers, tests that share an expensive machine go to the same one, unless ``--dist`` says otherwise."""
+    if config.getoption("numprocesses", None) and config.getoption("dist", "no") == "no":
+        config.option.dist = "loadgroup"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -103,12 +111,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"vm: ran under {verdict.accelerator.upper()}: {verdict.reason}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a marker that names no claim, and put the tests that share a batch together."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Note each test's claims, refuse a marker that names none, and keep together what shares a machine."""
+    wanted = config.getoption("vm_claim")
+    for claim in wanted or []:
+        find_claim(claim)
+    deselected = []
     for item in items:
-        for marker in item.iter_markers("claim"):
-            find_claim(marker.args[0])
-            item.user_properties.append(("claim", marker.args[0]))
+        claims = [find_claim(marker.args[0]).id for marker in item.iter_markers("claim")]
+        item.user_properties += [("claim", claim) for claim in claims]
+        for fixture in GROUPS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(fixture))
+        if wanted and not set(wanted) & set(claims):
+            deselected.append(item)
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in set(deselected)]
+
+
+GROUPS = {"all_outcomes", "restarted"}
+"""Fixtures that are expensive and shared: all tests that use one go to one worker."""
 
 
 # --- fixtures ---------------------------------------------------------------------------------------------
@@ -134,13 +156,13 @@ def agents(plan: Plan) -> Mapping[str, Agent]:
 
 @pytest.fixture
 def machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
-    with _tracked(request.config, lab, plan) as made:
+    with track_machine(request.config, lab, plan) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def shared_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
-    with _tracked(request.config, lab, plan) as made:
+    with track_machine(request.config, lab, plan) as made:
         yield made
 
 
@@ -152,7 +174,7 @@ def host(machine: Machine) -> testinfra.host.Host:
 @pytest.fixture(scope="session")
 def attacked_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
     """The machine on which the attacks of ``outcomes`` are tried."""
-    with _tracked(request.config, lab, plan) as made:
+    with track_machine(request.config, lab, plan) as made:
         yield made
 
 
@@ -195,7 +217,7 @@ def check_outcomes(way: str, outcomes: list[Outcome]) -> None:
 
 
 @contextmanager
-def _tracked(config: pytest.Config, lab: Lab, plan: Plan) -> Iterator[Machine]:
+def track_machine(config: pytest.Config, lab: Lab, plan: Plan) -> Iterator[Machine]:
     """A machine that is known to the evidence hook while it lives."""
     running = config.stash.setdefault(RUNNING, [])
     with ExitStack() as stack:

@@ -28,5 +28,8 @@ class Guest(Protocol):
     def activate(self, machine: Machine, plan: Plan) -> None:
         """Switch the machine to ``plan`` and wait for its agents; raises ``CommandFailed``."""
 
+    def wait_agents(self, machine: Machine) -> None:
+        """Wait until every agent of the current plan that starts by itself runs; raises ``CommandFailed``."""
+
     def roll_back(self, machine: Machine) -> None:
         """Switch the machine to the plan that it had before."""

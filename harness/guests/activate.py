@@ -4,6 +4,7 @@
     activate.py switch PLAN.json|-     write a new generation and switch to it
     activate.py rollback [N]           switch to generation N (default: the one before the current)
     activate.py generations            list them, the current one marked
+    activate.py wait                   wait until every agent of the current plan that starts by itself runs
 
 Runs in the guest as root with its own Python and nothing else. A generation is a directory
 ``/var/lib/tentaflake/generations/N`` that holds everything derived from its plan; the link ``current``
@@ -305,10 +306,10 @@ def switch_to(number: int, former: int | None) -> None:
     run("systemctl", "daemon-reload")
     run("systemctl", "reload-or-restart", "nftables.service")
     run("systemctl", "start", "tentaflake.target")
-    wanted = [agent for agent in new.values() if agent["autoStart"]]
+    wanted = [agent["service"]["name"] + ".service" for agent in new.values() if agent["autoStart"]]
     if wanted:
-        run("systemctl", "start", "--no-block", *(agent["service"]["name"] + ".service" for agent in wanted))
-        wait_running([agent["container"]["name"] for agent in wanted])
+        run("systemctl", "start", "--no-block", *wanted)
+    wait_running(number)
 
 
 class DockerConnection(http.client.HTTPConnection):
@@ -328,10 +329,11 @@ def running_containers() -> set[str]:
         connection.close()
 
 
-def wait_running(names: list[str]) -> None:
-    """Wait until every container runs; a container that keeps failing is named with its last words."""
+def wait_running(number: int | None) -> None:
+    """Wait until every agent that should runs; one that keeps failing is named with its last words."""
+    names = [agent["container"]["name"] for agent in read_plan(number)["agents"].values() if agent["autoStart"]]
     deadline = time.monotonic() + START_TIMEOUT
-    while missing := sorted(set(names) - running_containers()):
+    while missing := sorted(set(names) - running_containers() if names else set()):
         restarts = {name: _restarts(name) for name in missing}
         failing = [name for name, count in restarts.items() if count >= 3]
         if failing or time.monotonic() > deadline:
@@ -379,6 +381,7 @@ def main(arguments: list[str]) -> int:
     back = commands.add_parser("rollback", help="switch to a former generation")
     back.add_argument("number", type=int, nargs="?", help="default: the one before the current")
     commands.add_parser("generations", help="list the generations")
+    commands.add_parser("wait", help="wait until the agents of the current plan run")
     options = parser.parse_args(arguments)
     (ROOT / "generations").mkdir(parents=True, exist_ok=True)
     ROOT.chmod(0o700)
@@ -410,6 +413,8 @@ def main(arguments: list[str]) -> int:
                     print(f"activate: there is no generation {number or 'before this one'}", file=sys.stderr)
                     return 2
                 switch(number)
+            elif options.command == "wait":
+                wait_running(current_generation())
             for number in generations():
                 print(number, "current" if number == current_generation() else "")
         except json.JSONDecodeError as error:

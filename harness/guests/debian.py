@@ -151,6 +151,9 @@ class DebianGuest:
             ["/usr/lib/tentaflake/activate.py", "switch", "-"], stdin=plan.to_json().encode(), timeout=300
         ).check()
 
+    def wait_agents(self, machine: Machine) -> None:
+        machine.run(["/usr/lib/tentaflake/activate.py", "wait"], timeout=300).check()
+
     def roll_back(self, machine: Machine) -> None:
         machine.run(["/usr/lib/tentaflake/activate.py", "rollback"], timeout=300).check()
 

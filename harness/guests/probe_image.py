@@ -100,7 +100,7 @@ def build(busybox: bytes, applets: list[str]) -> Image:
         "mediaType": "application/vnd.oci.image.index.v1+json",
         "manifests": [
             _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
-            | {"annotations": {"io.containerd.image.name": f"{NAME}:pinned"}}
+            | {"annotations": {"io.containerd.image.name": f"{NAME}@{_digest(manifest)}"}}
         ],
     }
     layout: dict[str, tuple[int, bytes | str | None]] = {

@@ -53,7 +53,7 @@ def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
         lines += [
             f"setpriv --reuid={uid} --regid={uid} --clear-groups "
             f"sh -euc {plant} sh {quote(directory)} {' '.join(tokens[name])}",
-            f"echo $(ps -o pid= --sort start_time,pid -u {uid})",
+            f"echo $(pgrep -o -u {uid}) $(pgrep -u {uid})",
         ]
     done = host.run("sh -c %s", "\n".join(lines))
     rows = [[int(pid) for pid in line.split()] for line in done.stdout.splitlines()]

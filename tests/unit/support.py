@@ -10,13 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 20.0
 """Seconds after which a test gives up; never what a test measures."""
 PROPERTY = settings(
-    deadline=None, database=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    database=None,
+    max_examples=60,
+    phases=[Phase.explicit, Phase.generate],  # no shrinking: an example may fail by a timeout
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -46,7 +50,7 @@ def sleeper(directory: Path) -> Iterator[int]:
 def python(program: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """A Python that runs ``program`` with the harness on its path; killed at the end."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

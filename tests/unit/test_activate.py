@@ -312,8 +312,11 @@ class Host:
         self.configured: list[str] = []
         self.stopped: list[str] = []
         self.failures: list[str] = []
+        self.done: list[tuple[str, int | None]] = []
+        """Each command's first word, and the generation that was in force when it ran."""
 
     def run(self, *command: str) -> None:
+        self.done.append((command[0], activate.current_generation()))
         if self.failures and self.failures[0] in command:
             raise activate.Failed(f"{self.failures.pop(0)} failed")
 
@@ -360,6 +363,11 @@ def with_command(plan: PlanData, name: str, word: str) -> PlanData:
 def test_a_switch_puts_its_generation_in_force(switch: Switch, plan: PlanData, root: Path) -> None:
     assert switch(plan) == 0
     assert json.loads((root / "current" / "plan.json").read_text()) == plan
+
+
+def test_a_generation_is_prepared_before_it_is_in_force(switch: Switch, plan: PlanData, host: Host) -> None:
+    switch(plan)
+    assert host.done[0] == ("prepare", None) and ("systemctl", 1) in host.done
 
 
 def test_a_written_file_is_what_was_rendered(switch: Switch, plan: PlanData, root: Path) -> None:

@@ -110,9 +110,11 @@ def test_other_hardware_has_another_key(other: dict[str, Any]) -> None:
 
 
 def test_another_qemu_has_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = HARDWARE.key()
-    monkeypatch.setattr(qemu, "qemu_version", lambda: (99, 0, 0))
-    assert HARDWARE.key() != here
+    keys = []
+    for version in ((98, 0, 0), (99, 0, 0)):
+        monkeypatch.setattr(qemu, "qemu_version", lambda version=version: version)
+        keys.append(HARDWARE.key())
+    assert keys[0] != keys[1]
 
 
 def test_the_hosts_processor_is_in_the_key_where_the_guest_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def test_a_command_line_that_failed_can_be_pasted(tmp_path: Path) -> None:
 
 def test_a_monitor_that_says_nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mute = tmp_path / "qemu"
-    mute.write_text("#!/bin/sh\nexec sleep 600\n")
+    mute.write_text("#!/bin/sh\nexec sleep 20\n")
     mute.chmod(0o755)
     monkeypatch.setattr(qemu, "find_qemu", lambda: mute)
     monkeypatch.setattr(qemu, "MONITOR_TIMEOUT", 0.1)

@@ -1,0 +1,190 @@
+"""What the README claims, measured on this machine in one run: ``harness bench``."""
+
+import gc
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from harness.errors import HarnessError
+from harness.lab import Lab
+from harness.policy import POLICY, Plan, evaluate, evaluate_many
+from harness.progress import step
+from harness.vm.machine import Machine
+from harness.vm.template import BOOT_TIMEOUT, power_on
+
+REPOSITORY = POLICY.parent.parent
+BATCH = 500
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """Median and spread of ``n`` samples, in ``unit``."""
+
+    unit: str
+    median: float
+    min: float
+    max: float
+    n: int
+
+
+def summarize(unit: str, samples: list[float]) -> Metric:
+    return Metric(unit, statistics.median(samples), min(samples), max(samples), len(samples))
+
+
+def measure(lab: Lab, repeat: int, only: list[str] | None = None) -> dict[str, Metric]:
+    """All metrics, or those named; each one's samples are taken one after the other."""
+    unknown = set(only or []) - set(METRICS)
+    if unknown:
+        raise HarnessError(f"there is no metric {', '.join(sorted(unknown))}", hint=f"there are {', '.join(METRICS)}")
+    plan = lab.adapt(evaluate(REPOSITORY / "agents.nix"))
+    lab.activated(plan)
+    metrics: dict[str, Metric] = {}
+    for name in only or METRICS:
+        unit, sample = METRICS[name]
+        with step(f"measuring {name}"):
+            gc.collect()
+            metrics[name] = summarize(unit, [sample(lab, plan) for _ in range(repeat)])
+    return metrics
+
+
+def cold_boot(lab: Lab, plan: Plan) -> float:
+    """Power on to the reference host with Docker up: what a machine of each test's own would cost without forks."""
+    empty = evaluate_many([[]])[0]
+    assert isinstance(empty, Plan)
+    with lab.cache.run_directory() as directory:
+        started = time.monotonic()
+        with power_on(lab.image, lab.hardware, directory) as machine:
+            lab.guest.set_up(machine, empty, BOOT_TIMEOUT)
+            return time.monotonic() - started
+
+
+@contextmanager
+def _fork(lab: Lab, plan: Plan) -> Iterator[Machine]:
+    with lab.machine(plan) as machine:
+        yield machine
+
+
+def fork_restored(lab: Lab, plan: Plan) -> float:
+    """QEMU started to the guest running."""
+    with _fork(lab, plan) as machine:
+        return machine.timings["restored"]
+
+
+def fork_first_answer(lab: Lab, plan: Plan) -> float:
+    """QEMU started to the root shell's first answer, clock and randomness set."""
+    with _fork(lab, plan) as machine:
+        return machine.timings["first_answer"]
+
+
+def fork_ssh(lab: Lab, plan: Plan) -> float:
+    """QEMU started to the first command's output over SSH."""
+    started = time.monotonic()
+    with _fork(lab, plan) as machine, machine.ssh() as client:
+        _, stdout, _ = client.exec_command("echo here")
+        assert stdout.read() == b"here\n"
+        return time.monotonic() - started
+
+
+def command(lab: Lab, plan: Plan) -> float:
+    """One testinfra command (median of 20), less what the guest itself needs to start the same process."""
+    own = (
+        "import subprocess, time\nfor _ in range(20):\n"
+        " t = time.monotonic(); subprocess.run(['/bin/sh', '-c', 'true']); print(time.monotonic() - t)"
+    )
+    with _fork(lab, plan) as machine:
+        inside = [float(line) for line in machine.host.check_output("python3 -c %s", own).split()]
+        outside = []
+        for _ in range(20):
+            started = time.monotonic()
+            machine.host.run("true")
+            outside.append(time.monotonic() - started)
+    return 1000 * (statistics.median(outside) - statistics.median(inside))
+
+
+def pytest_first_result(lab: Lab, plan: Plan) -> float:
+    """``pytest`` on one test with a machine of its own, from the command to the first result."""
+    started = time.monotonic()
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--vm-cache={lab.cache.root}"]
+    with subprocess.Popen(
+        [*command, "tests/contract", "-k", "state_directories_are_private"],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "HOME": str(Path.home())},
+    ) as process:
+        assert process.stdout
+        first = process.stdout.read(1)
+        seconds = time.monotonic() - started
+        rest = process.stdout.read()
+    if process.returncode or first != b".":
+        raise HarnessError(f"the measured test did not pass:\n{(first + rest).decode(errors='replace')}")
+    return seconds
+
+
+
+
+def fork_memory(lab: Lab, plan: Plan) -> float:
+    """Memory that a fork has of its own (private dirty pages), one second after its first answer."""
+    with _fork(lab, plan) as machine:
+        machine.run("sleep 1").check()
+        text = Path(f"/proc/{machine.process.popen.pid}/smaps_rollup").read_text()
+        dirty = next(line for line in text.splitlines() if line.startswith("Private_Dirty:"))
+        return int(dirty.split()[1]) / 1024
+
+
+def policy_eval_single(lab: Lab, plan: Plan) -> float:
+    """Specs evaluated per second, with a process of Nix for each."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "agents.json"
+        file.write_bytes(msgspec.json.encode(_specs(1)))
+        started = time.monotonic()
+        for _ in range(10):
+            evaluate(file)
+        return 10 / (time.monotonic() - started)
+
+
+def policy_eval_batched(lab: Lab, plan: Plan) -> float:
+    """Specs evaluated per second, all in one process of Nix."""
+    hosts = [_specs(1) for _ in range(BATCH)]
+    started = time.monotonic()
+    evaluate_many(hosts)
+    return BATCH / (time.monotonic() - started)
+
+
+def _specs(count: int) -> list[dict[str, Any]]:
+    return [{"name": f"agent-{number}", "egress": "internet", "memory": "512m"} for number in range(count)]
+
+
+METRICS: dict[str, tuple[str, Callable[[Lab, Plan], float]]] = {
+    "cold_boot": ("s", cold_boot),
+    "fork_restored": ("s", fork_restored),
+    "fork_first_answer": ("s", fork_first_answer),
+    "fork_ssh": ("s", fork_ssh),
+    "command": ("ms", command),
+    "pytest_first_result": ("s", pytest_first_result),
+    "fork_memory": ("MiB", fork_memory),
+    "policy_eval_single": ("specs/s", policy_eval_single),
+    "policy_eval_batched": ("specs/s", policy_eval_batched),
+}
+
+
+def print_table(console: Console, metrics: dict[str, Metric]) -> None:
+    table = Table(title="measured on this machine, in one run", title_justify="left")
+    for name in ("metric", "median", "min", "max", "n", "what"):
+        table.add_column(name, justify="left" if name in ("metric", "what") else "right")
+    for name, metric in metrics.items():
+        what = (METRICS[name][1].__doc__ or "").split("\n")[0]
+        values = (f"{value:.3g} {metric.unit}" for value in (metric.median, metric.min, metric.max))
+        table.add_row(name, *values, str(metric.n), what)
+    console.print(table)

@@ -1,0 +1,260 @@
+"""The command line: ``harness verify | plan | image | shell | bench``.
+
+Exit codes: 0 all is well, 1 a claim is broken, 2 it could not be tried (and why) or wrong usage.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import pytest
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from harness import bench as benchmarks
+from harness.errors import HarnessError
+from harness.lab import Lab, Settings
+from harness.plugin import REPOSITORY, ssh_command
+from harness.policy import Plan, evaluate, evaluate_flake
+from harness.progress import step
+from harness.report import EXIT_UNTRIED, Collector, Verdict, print_verdict
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Proves whether AI agents that share a NixOS host can touch each other, by attacking them.",
+    epilog="Settings of the machines (guest, accelerator, cache …) are TENTAFLAKE_NAME variables; "
+    "`pytest --help` lists them under --vm-NAME.",
+)
+image_app = typer.Typer(no_args_is_help=True, help="The machines' image and the cache that holds it.")
+app.add_typer(image_app, name="image")
+
+AgentsOption = Annotated[
+    Path | None, typer.Option("--agents", help="The agents, an agents.nix or a JSON list of specs.", metavar="FILE")
+]
+FlakeOption = Annotated[
+    str | None, typer.Option("--flake", help="A flake's host instead, e.g. .#agent-host.", metavar="REF")
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Write the result as JSON too; - is standard output.", metavar="FILE")
+]
+CacheOption = Annotated[Path, typer.Option("--cache", envvar="TENTAFLAKE_CACHE", help="Where images and templates are kept.")]
+GuestOption = Annotated[str, typer.Option("--guest", envvar="TENTAFLAKE_GUEST", help="How a plan becomes a machine.")]
+AccelOption = Annotated[str, typer.Option("--accel", envvar="TENTAFLAKE_ACCEL", help="auto, kvm or tcg.")]
+DEFAULTS = Settings()
+
+
+def main() -> None:
+    """Run the command line; errors that are the user's or the machine's are one message, not a traceback."""
+    try:
+        app()
+    except HarnessError as error:
+        Console(stderr=True, highlight=False).print(f"harness: {error}", style="red", markup=False)
+        sys.exit(EXIT_UNTRIED)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def read_plan(agents: Path | None, flake: str | None) -> Plan:
+    """The plan that the options name; by default the repository's own ``agents.nix``."""
+    if agents and flake:
+        raise HarnessError("--agents and --flake exclude each other", hint="give the one that you mean")
+    return evaluate_flake(flake) if flake else evaluate(agents or REPOSITORY / "agents.nix")
+
+
+def write_json(target: Path | None, value: Any) -> None:
+    """Write ``value`` where ``--json`` says."""
+    if target is None:
+        return
+    text = json.dumps(msgspec.to_builtins(value), indent=1) + "\n"
+    if str(target) == "-":
+        sys.stdout.write(text)
+    else:
+        target.write_text(text)
+
+
+@app.command()
+def verify(
+    agents: AgentsOption = None,
+    flake: FlakeOption = None,
+    json_file: JsonOption = None,
+    claim: Annotated[list[str] | None, typer.Option("--claim", help="Only this claim (may be repeated).")] = None,
+    workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Machines at once.")] = 2,
+    guest: GuestOption = DEFAULTS.guest,
+    accel: AccelOption = DEFAULTS.accel,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
+    """Boot the host, attack its agents from each other, and print the verdict.
+
+    Exits 0 when every claim is held, 1 when one is broken, 2 when one could not be tried.
+    """
+    started = time.monotonic()
+    lab = Lab(Settings(guest=guest, accel=accel, cache=cache))
+    plan = read_plan(agents, flake)
+    adapted = lab.adapt(plan)
+    lab.activated(adapted)
+    prepared = time.monotonic()
+    options = {"guest": guest, "accel": accel, "cache": cache, "agents": agents and agents.absolute(), "flake": flake}
+    arguments = [f"--vm-{name}={value}" for name, value in options.items() if value is not None]
+    with step("attacking") as progress:
+        collector = Collector(progress)
+        code = pytest.main(
+            [
+                str(REPOSITORY / "tests" / "contract"),
+                f"--rootdir={REPOSITORY}",
+                *("-c", str(REPOSITORY / "pyproject.toml"), "-p", "no:terminal", "-p", "no:cacheprovider"),
+                *("-n", str(workers)),
+                *(f"--vm-claim={each}" for each in claim or []),
+                *arguments,
+            ],
+            plugins=[collector],
+        )
+    now = time.monotonic()
+    verdict = Verdict(
+        claims=collector.claims(),
+        matrix=collector.cells,
+        timings={"prepare": prepared - started, "attack": now - prepared, "total": now - started},
+        guest=guest,
+        accelerator={"accelerator": lab.accelerator.accelerator, "reason": lab.accelerator.reason},
+        plan=plan.digest,
+    )
+    if claim:
+        verdict = msgspec.structs.replace(verdict, claims=[each for each in verdict.claims if each.id in claim])
+    print_verdict(Console(highlight=False, stderr=str(json_file) == "-"), verdict, collector)
+    write_json(json_file, verdict)
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise HarnessError(f"the tests of the claims did not run to their end (pytest: {pytest.ExitCode(code).name})")
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def plan(
+    agents: AgentsOption = None,
+    flake: FlakeOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole plan as JSON.")] = False,
+    firewall: Annotated[bool, typer.Option("--firewall", help="The nftables table alone.")] = False,
+) -> None:
+    """Print what the agents of a host come to: users, networks, containers, firewall."""
+    evaluated = read_plan(agents, flake)
+    if as_json:
+        print(evaluated.to_json())
+    elif firewall:
+        print(f"table {evaluated.nftables.family} {evaluated.nftables.table} {{\n{evaluated.nftables.content}\n}}")
+    else:
+        print_plan(Console(highlight=False), evaluated)
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """The plan for a person: a table of the agents, and the sum of the rest."""
+    table = Table(title=f"{plan.host.name}: {len(plan.agents)} agents", title_justify="left")
+    for column in ("agent", "uid", "bridge", "address", "memory", "cpus", "pids", "egress", "tts", "publishes"):
+        table.add_column(column, overflow="fold")
+    for agent in plan.agents.values():
+        egress = agent.egress if isinstance(agent.egress, str) else "\n".join(_rule(rule) for rule in agent.egress)
+        table.add_row(
+            agent.name,
+            str(agent.uid),
+            agent.network.bridge,
+            f"{agent.network.ipv4.address}\n{agent.network.ipv6.address}",
+            f"{agent.limits.memory >> 20} MiB",
+            f"{agent.limits.cpus:g}",
+            str(agent.limits.pids),
+            egress,
+            "yes" if agent.tts else "no",
+            " ".join(f"{port.port}/{port.protocol}" for port in agent.publish) or "-",
+        )
+    console.print(table)
+    ports = " ".join(map(str, plan.host.allowed_tcp_ports)) or "none"
+    console.print(f"open to the LAN: TCP {ports}; tailnet: {plan.host.tailnet_interface or 'disabled'}")
+    console.print(f"digest {plan.digest}; --json prints all of it, --firewall the nftables table")
+
+
+def _rule(rule: Any) -> str:
+    ports = ",".join(map(str, rule.ports)) if rule.ports else "all ports"
+    return f"{rule.network} {rule.protocol or 'any'} {ports}"
+
+
+@image_app.command("show")
+def image_show(
+    as_json: Annotated[bool, typer.Option("--json", help="The manifest as JSON.")] = False,
+    guest: GuestOption = DEFAULTS.guest,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
+    """What the machines boot: the packages' versions, the container images. Builds it if need be."""
+    lab = Lab(Settings(guest=guest, cache=cache))
+    manifest = lab.image.manifest
+    if as_json:
+        print(json.dumps(manifest, indent=1, sort_keys=True))
+        return
+    print(f"{manifest['guest']} {manifest['suite']}  key {lab.image.key}  in {lab.image.directory}")
+    for name, reference in manifest["images"].items():
+        print(f"image {name}: {reference}")
+    for name, version in manifest["packages"].items():
+        print(f"{name} {version}")
+
+
+@image_app.command("build")
+def image_build(
+    guest: GuestOption = DEFAULTS.guest, accel: AccelOption = DEFAULTS.accel, cache: CacheOption = DEFAULTS.cache
+) -> None:
+    """Make everything that a run needs: the image, the booted template, the activated one."""
+    lab = Lab(Settings(guest=guest, accel=accel, cache=cache))
+    template = lab.activated(lab.adapt(read_plan(None, None)))
+    print(f"ready: image {lab.image.key}, template {template.key}, under {lab.accelerator.accelerator.upper()}")
+
+
+@image_app.command("prune")
+def image_prune(
+    days: Annotated[float, typer.Option("--days", min=0, help="Delete what was not used for so many days.")] = 14,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
+    """Delete images and templates that were not used for a while; 0 days deletes all of them."""
+    lab = Lab(Settings(cache=cache))
+    pruned = lab.cache.prune(unused_for=days * 86400)
+    for path in pruned:
+        print(f"deleted {path.relative_to(lab.cache.root)}")
+    print(f"{len(pruned)} deleted")
+
+
+@app.command()
+def shell(
+    command: Annotated[list[str] | None, typer.Argument(help="Run this instead of an interactive shell.")] = None,
+    agents: AgentsOption = None,
+    flake: FlakeOption = None,
+    guest: GuestOption = DEFAULTS.guest,
+    accel: AccelOption = DEFAULTS.accel,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
+    """A root shell in a fresh machine with the agents running; the machine is gone when you leave."""
+    lab = Lab(Settings(guest=guest, accel=accel, cache=cache))
+    with lab.machine(lab.adapt(read_plan(agents, flake))) as machine:
+        if command:
+            result = machine.run(" ".join(command), timeout=3600)
+            sys.stdout.buffer.write(result.stdout)
+            sys.stderr.buffer.write(result.stderr)
+            raise typer.Exit(result.exit)
+        raise typer.Exit(subprocess.run(ssh_command(machine), check=False).returncode)
+
+
+@app.command()
+def bench(
+    json_file: JsonOption = None,
+    repeat: Annotated[int, typer.Option("--repeat", min=5, help="Samples of each metric (the cold boot too).")] = 5,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only this metric (may be repeated).")] = None,
+    accel: AccelOption = DEFAULTS.accel,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
+    """Measure, on this machine and in one run, what the README claims."""
+    lab = Lab(Settings(accel=accel, cache=cache))
+    metrics = benchmarks.measure(lab, repeat, only)
+    benchmarks.print_table(Console(highlight=False, stderr=str(json_file) == "-"), metrics)
+    write_json(json_file, metrics)
+
+

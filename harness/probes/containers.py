@@ -1,0 +1,124 @@
+"""What the kernel says of an agent's container: its processes, its mounts, its namespaces."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from testinfra.host import Host
+
+from harness.errors import HarnessError
+from harness.policy import Agent
+
+CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
+
+# Mount points that Docker makes in every container; where a host file backs one it is Docker's own.
+DOCKER_FILES = ("/etc/resolv.conf", "/etc/hostname", "/etc/hosts")
+VIRTUAL_TYPES = ("proc", "tmpfs", "devpts", "sysfs", "cgroup2", "mqueue", "overlay")
+DEFAULT_DEVICES = frozenset("core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero".split())
+
+
+@dataclass(frozen=True)
+class Process:
+    """A line of evidence from /proc/PID/status (proc_pid_status(5)); ``fields`` as the kernel names them."""
+
+    pid: int
+    fields: Mapping[str, str]
+
+    def privileges(self, uid: int, gid: int) -> list[str]:
+        """What this process has that an agent's may not; empty is good."""
+        found = []
+        for name, wanted in (("Uid", uid), ("Gid", gid)):
+            if set(self.fields[name].split()) != {str(wanted)}:
+                found.append(f"{name} is {self.fields[name]!r}, not {wanted} four times")
+        if not set(self.fields["Groups"].split()) <= {str(gid)}:
+            found.append(f"Groups is {self.fields['Groups']!r}")
+        found += [f"{name} is {self.fields[name]}" for name in CAPABILITIES if int(self.fields[name], 16)]
+        if self.fields["NoNewPrivs"] != "1":
+            found.append("NoNewPrivs is not set")
+        if self.fields["Seccomp"] != "2":
+            found.append("seccomp does not filter")
+        return found
+
+
+def parse_status(text: str) -> Process:
+    """A process from the text of its /proc/PID/status."""
+    fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+    return Process(int(fields["Pid"]), {name: value.strip() for name, value in fields.items()})
+
+
+def container_processes(host: Host, agent: Agent) -> list[Process]:
+    """All processes in the container's cgroup, whatever their uid. Raises when there are none."""
+    done = host.run(
+        "root=$(pgrep -o -u %s) || exit 3; "
+        'cgroup=/sys/fs/cgroup$(cut -d: -f3 /proc/$root/cgroup); case $cgroup in *docker*) ;; *) exit 3; esac; '
+        "for p in $(cat $cgroup/cgroup.procs); do cat /proc/$p/status; echo =; done",
+        str(agent.uid),
+    )
+    processes = [parse_status(text) for text in done.stdout.split("=\n") if "Pid:" in text]
+    if done.rc != 0 or not processes:
+        raise HarnessError(f"no process of {agent.name} runs in a container: {done.stderr.strip()}")
+    return processes
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A line of /proc/PID/mountinfo (proc_pid_mountinfo(5))."""
+
+    root: str
+    point: str
+    options: frozenset[str]
+    type: str
+    source: str
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """Mounts from the text of a mountinfo file; octal escapes are resolved."""
+    mounts = []
+    for line in text.splitlines():
+        before, _, after = line.partition(" - ")
+        _, _, _, root, point, options, *_ = before.split(" ")
+        kind, source, *_ = after.split(" ")
+        mounts.append(Mount(_unescape(root), _unescape(point), frozenset(options.split(",")), kind, _unescape(source)))
+    return mounts
+
+
+def _unescape(text: str) -> str:
+    for code in ("040", "011", "012", "134"):
+        text = text.replace(f"\\{code}", chr(int(code, 8)))
+    return text
+
+
+def foreign_mounts(mounts: Sequence[Mount], agent: Agent) -> list[Mount]:
+    """Mounts that an agent's container should not have."""
+    own = {(agent.state_dir, agent.state_dir, "rw"), (agent.config.path, f"{agent.state_dir}/config.yaml", "ro")}
+
+    def allowed(mount: Mount) -> bool:
+        if mount.type in VIRTUAL_TYPES:
+            return mount.point == "/" or not mount.point.startswith(agent.state_dir)
+        if mount.point in DOCKER_FILES:
+            return mount.root.startswith("/var/lib/docker/containers/") and "ro" in mount.options
+        return any(
+            mount.root.endswith(root) and mount.point == point and access in mount.options
+            for root, point, access in own
+        )
+
+    return [mount for mount in mounts if not allowed(mount)]
+
+
+def container_mounts(host: Host, agent: Agent) -> list[Mount]:
+    """The mounts that the agent's first process sees."""
+    pid = main_pid(host, agent)
+    return parse_mountinfo(host.check_output("cat /proc/%s/mountinfo", str(pid)))
+
+
+def main_pid(host: Host, agent: Agent) -> int:
+    """The container's first process, as the host numbers it."""
+    return int(host.check_output("pgrep -o -u %s", str(agent.uid)))
+
+
+def namespaces(host: Host, pids: Sequence[int]) -> list[dict[str, str]]:
+    """The namespaces of each process: kind to identity, e.g. ``{"net": "net:[4026532000]"}``."""
+    links = " ".join(f"/proc/{pid}/ns/{kind}" for pid in pids for kind in NAMESPACES)
+    lines = host.check_output(f"readlink {links}").split()
+    width = len(NAMESPACES)
+    return [dict(zip(NAMESPACES, lines[start : start + width], strict=True)) for start in range(0, len(lines), width)]

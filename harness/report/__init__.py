@@ -1,0 +1,180 @@
+"""The verdict: claims and the isolation matrix, from test reports to JSON and to the terminal."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+import pytest
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.contract import CLAIMS
+
+Outcome = Literal["held", "broken", "untried", "to-come"]
+STYLES: dict[str, str] = {"held": "green", "broken": "bold red", "untried": "bold yellow", "to-come": "dim"}
+EXIT_HELD, EXIT_BROKEN, EXIT_UNTRIED = 0, 1, 2
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """One way tried by one attacker on one target; ``seen`` is reached, refused or unknown."""
+
+    claim: str
+    attacker: str
+    target: str
+    way: str
+    expected: str
+    seen: str
+
+    @property
+    def mark(self) -> tuple[str, str]:
+        """A character that needs no colour, and its colour."""
+        if self.seen == "unknown":
+            return "?", "bold yellow"
+        if self.seen == self.expected:
+            return ("+", "dim") if self.expected == "reached" else (".", "green")
+        return ("X", "bold red") if self.expected == "refused" else ("-", "bold yellow")
+
+
+class ClaimVerdict(msgspec.Struct, frozen=True):
+    id: str
+    verdict: Outcome
+    tests: list[str]
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What ``harness verify --json`` writes. ``timings`` are seconds."""
+
+    claims: list[ClaimVerdict]
+    matrix: list[Cell]
+    timings: dict[str, float]
+    guest: str
+    accelerator: dict[str, str]
+    plan: str
+
+    @property
+    def exit_code(self) -> int:
+        verdicts = {claim.verdict for claim in self.claims}
+        if "broken" in verdicts:
+            return EXIT_BROKEN
+        return EXIT_UNTRIED if "untried" in verdicts else EXIT_HELD
+
+
+@dataclass
+class Collector:
+    """A pytest plugin that gathers what the tests of the claims found; ``progress`` is told after each test."""
+
+    progress: Any = None
+    tests: dict[str, list[tuple[str, Outcome]]] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+    failures: list[pytest.TestReport | pytest.CollectReport] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    _done: int = 0
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.failures.append(report)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        properties: list[tuple[str, Any]] = report.user_properties
+        self.cells += [msgspec.convert(cell, Cell) for name, value in properties if name == "cells" for cell in value]
+        if report.failed:
+            self.failures.append(report)
+        outcome: Outcome | None = None
+        if report.failed or (report.skipped and not hasattr(report, "wasxfail")):
+            outcome = "untried" if report.skipped or ("untried", True) in properties else "broken"
+        elif report.when == "call":
+            outcome = "held"
+        if outcome is not None:
+            for claim in dict.fromkeys(value for name, value in properties if name == "claim"):
+                self.tests.setdefault(claim, []).append((report.nodeid, outcome))
+        if report.when == "teardown":
+            self._done += 1
+            if self.progress is not None:
+                self.progress.update(f"{self._done} tests")
+
+    def claims(self) -> list[ClaimVerdict]:
+        return [judge(claim.id, claim.to_come, self.tests.get(claim.id, [])) for claim in CLAIMS.values()]
+
+
+def judge(claim: str, to_come: bool, tests: Sequence[tuple[str, Outcome]]) -> ClaimVerdict:
+    """A claim is held when it has tests and all of them passed; broken when an attack got through."""
+    outcomes = {outcome for _, outcome in tests}
+    verdict: Outcome = "held"
+    if not tests:
+        verdict = "to-come" if to_come else "untried"
+    elif "broken" in outcomes:
+        verdict = "broken"
+    elif outcomes != {"held"}:
+        verdict = "untried"
+    return ClaimVerdict(claim, verdict, list(dict.fromkeys(name for name, _ in tests)))
+
+
+def matrix_table(cells: Iterable[Cell]) -> Table:
+    """Attackers down, targets across, a mark per way tried; the paths of a container are one column."""
+    cells = list(cells)
+    columns = list(dict.fromkeys(_column(cell) for cell in cells))
+    table = Table(title="isolation matrix", title_justify="left", caption_justify="left", pad_edge=False)
+    table.caption = ". refused   + reached, as it should be   X reached   - refused, but should not be   ? unknown"
+    table.add_column("attacker", no_wrap=True)
+    for column in columns:
+        table.add_column(column, overflow="fold", min_width=8)
+    for attacker in dict.fromkeys(cell.attacker for cell in cells):
+        row: list[Text] = [Text(attacker)]
+        for column in columns:
+            marks = Text()
+            for cell in cells:
+                if cell.attacker == attacker and _column(cell) == column:
+                    marks.append(*cell.mark)
+            row.append(marks)
+        table.add_row(*row)
+    return table
+
+
+def _column(cell: Cell) -> str:
+    return "own files" if cell.target.startswith("/") else cell.target
+
+
+def claims_table(claims: Iterable[ClaimVerdict]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for column in ("id", "verdict", "tests"):
+        table.add_column(column, no_wrap=True, justify="right" if column == "tests" else "left")
+    table.add_column("text")
+    for claim in claims:
+        if claim.verdict != "to-come":
+            tests = f"{len(claim.tests)} test{'s' if len(claim.tests) != 1 else ''}"
+            table.add_row(claim.id, Text(claim.verdict, STYLES[claim.verdict]), tests, CLAIMS[claim.id].text)
+    return table
+
+
+def print_verdict(console: Console, verdict: Verdict, collector: Collector) -> None:
+    """The whole report for a person: failures first, then matrix, claims and one closing line."""
+    for report in collector.failures:
+        console.rule(Text(report.nodeid, "bold"), align="left")
+        console.print(_message(report), markup=False, highlight=False)
+        for title, text in report.sections:
+            if title == "evidence":
+                console.print(f"evidence {text}", markup=False, highlight=False)
+    if verdict.matrix:
+        console.print(matrix_table(verdict.matrix))
+    console.print(claims_table(verdict.claims))
+    to_come = [claim.id for claim in verdict.claims if claim.verdict == "to-come"]
+    if to_come:
+        console.print(Text(f"to come: {' '.join(to_come)}", "dim"))
+    counts = {name: sum(claim.verdict == name for claim in verdict.claims) for name in STYLES}
+    summary = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    console.print(
+        Text.assemble(
+            (summary, STYLES["broken" if counts["broken"] else "untried" if counts["untried"] else "held"]),
+            f"; {len(verdict.matrix)} attempts, {verdict.timings['total']:.1f} s, "
+            f"{verdict.guest} guest under {verdict.accelerator['accelerator'].upper()}",
+        )
+    )
+
+
+def _message(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """The exception's own message, without the traceback."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(crash.message) if crash is not None else str(report.longrepr)

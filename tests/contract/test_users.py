@@ -1,0 +1,88 @@
+"""U1 to U3: who an agent is, and what it can do to the processes of others."""
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+import pytest
+
+from harness.lab import Lab
+from harness.policy import Agent, Plan, evaluate_many
+from harness.vm.machine import Machine
+
+claim = pytest.mark.claim
+
+
+@claim("U1")
+def test_each_agent_has_its_own_system_user_and_group(shared_machine: Machine, agents: Mapping[str, Agent]) -> None:
+    host = shared_machine.host
+    for agent in agents.values():
+        user = host.user(f"hermes-{agent.name}")
+        assert (user.uid, user.gid, user.groups) == (agent.uid, agent.gid, [f"hermes-{agent.name}"])
+        assert user.home == agent.state_dir
+    assert len({agent.uid for agent in agents.values()}) == len(agents)
+    assert host.user("root").groups == ["root"]  # the control: the same question has an answer for root
+
+
+@claim("U1")
+def test_no_agent_is_in_a_privileged_group(shared_machine: Machine, agents: Mapping[str, Agent]) -> None:
+    members = {
+        line.split(":")[0]: line.split(":")[3].split(",")
+        for line in shared_machine.host.check_output("getent group").splitlines()
+    }
+    assert "docker" in members  # the control: the group that would matter most is there
+    for agent in agents.values():
+        assert [group for group, users in members.items() if agent.user in users] == []
+
+
+@claim("U1")
+def test_no_agent_has_a_password_or_a_login_shell(shared_machine: Machine, agents: Mapping[str, Agent]) -> None:
+    host = shared_machine.host
+    for agent in agents.values():
+        assert host.user(agent.user).shell == "/usr/sbin/nologin"
+        password = host.check_output("getent shadow %s", agent.user).split(":")[1]
+        assert password.startswith(("!", "*")), f"{agent.user} has the password field {password!r}"
+
+
+@claim("U1")
+def test_no_agent_can_log_in(shared_machine: Machine, agents: Mapping[str, Agent]) -> None:
+    """By su as root, who needs no password; the control is a user with a shell."""
+    host = shared_machine.host
+    assert host.run("su - nobody -s /bin/sh -c 'echo in'").stdout == "in\n"
+    for agent in agents.values():
+        refused = host.run("su - %s -c 'echo in'", agent.user)
+        assert refused.rc != 0
+        assert "in\n" not in refused.stdout
+        assert "not available" in refused.stdout + refused.stderr
+
+
+@claim("U2")
+@pytest.mark.parametrize("way", ["read the environment", "read the memory", "send a signal", "trace with ptrace"])
+def test_agent_cannot_touch_the_processes_of_others(way: str, outcomes: Callable[..., None]) -> None:
+    outcomes(way)
+
+
+IDENTITY = """
+for user in {users}; do
+  getent passwd $user; getent group $user
+  find "$(getent passwd $user | cut -d: -f6)" -xdev ! -type p -printf '%p %U %G %m\\n' | sort
+done"""
+
+
+@claim("U3")
+def test_changing_the_agents_leaves_the_others_as_they_are(machine: Machine, lab: Lab, plan: Plan) -> None:
+    """One agent goes, one comes, one is renamed; the first keeps its uid, its gid and its files, inode for inode."""
+    kept, *others = plan.agents.values()
+    specs = [{"name": kept.name, "uid": kept.uid}]
+    specs += [{"name": f"{agent.name[:18]}-new"} for agent in others[1:]]
+    specs += [{"name": "newcomer"}]
+    changed = evaluate_many([specs])[0]
+    assert isinstance(changed, Plan)
+    # The kept agent is the one that the plan under test has, whatever its spec says.
+    changed = msgspec.structs.replace(changed, agents={**changed.agents, kept.name: kept})
+    question = IDENTITY.format(users=kept.user)
+    before = machine.run(question).check().text
+    assert str(kept.uid) in before  # the control: there is something to compare
+    lab.guest.activate(machine, lab.adapt(changed))
+    users = machine.run("getent passwd").check().text
+    assert "hermes-newcomer:" in users  # the control: the switch did happen
+    assert machine.run(question).check().text == before
