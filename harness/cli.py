@@ -110,7 +110,7 @@ def verify(
                 str(REPOSITORY / "tests" / "contract"),
                 f"--rootdir={REPOSITORY}",
                 *("-c", str(REPOSITORY / "pyproject.toml"), "-p", "no:terminal", "-p", "no:cacheprovider"),
-                *("-n", str(workers)),
+                *("-n", str(workers), "-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
                 *(f"--vm-claim={each}" for each in claim or []),
                 *arguments,
             ],

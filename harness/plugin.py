@@ -68,10 +68,18 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.dist = "loadgroup"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker what ``pytest_cmdline_main`` chose: it reads the command line anew, where nothing was said."""
+    node.workerinput["loadgroup"] = node.config.option.dist == "loadgroup"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim(id): this test attacks a claim of the contract")
     check_choice("--vm-keep", config.getoption("vm_keep"), KEEP)
     config.stash[SETTINGS] = _settings(config)
+    if hasattr(config, "workerinput"):
+        config.option.loadgroup = config.workerinput["loadgroup"]
 
 
 SETTINGS = pytest.StashKey[Settings]()
@@ -111,6 +119,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"vm: ran under {verdict.accelerator.upper()}: {verdict.reason}")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Note each test's claims, refuse a marker that names none, and keep together what shares a machine."""
     wanted = config.getoption("vm_claim")

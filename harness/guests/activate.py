@@ -117,7 +117,6 @@ StartLimitIntervalSec={service["startLimitIntervalSec"]}
 Type=exec
 ExecStart={CURRENT}/agents/{agent["name"]}/start
 ExecStop=/usr/bin/docker stop {container}
-ExecStopPost=-/usr/bin/docker rm --force {container}
 Restart={service["restart"]}
 RestartSec={service["restartSec"]}
 TimeoutStopSec=30

@@ -7,6 +7,7 @@ where apt knows none), with no privilege but those mmdebstrap finds (root, or us
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import tarfile
@@ -124,14 +125,15 @@ class DebianGuest:
 
     def build(self, cache: Cache) -> Image:
         directory = cache.make("images", self.key(), lambda directory: _make_image(cache, directory))
+        manifest = json.loads((directory / "manifest.json").read_text())
         return Image(
-            key=self.key(),
+            key=f"{self.key()}-{manifest['build']}",
             directory=directory,
             kernel=directory / "vmlinuz",
             initrd=directory / "initrd",
             disk=directory / "disk.raw",
             command_line=COMMAND_LINE,
-            manifest=json.loads((directory / "manifest.json").read_text()),
+            manifest=manifest,
         )
 
     def set_up(self, machine: Machine, empty: Plan, timeout: float) -> None:
@@ -231,13 +233,15 @@ def _make_image(cache: Cache, directory: Path) -> None:
         (directory / "initrd").write_bytes(initrd)
         (directory / "busybox").write_bytes(busybox)
         (directory / "busybox").chmod(0o755)
-        probe = probe_image.build(busybox, _applets(directory / "busybox"))
-        _make_disk(root, directory, probe)
+        images = probe_image.build(busybox, _applets(directory / "busybox"))
+        _make_disk(root, directory, images.archive)
     manifest = {
         "guest": "debian",
+        # Two builds of one recipe differ (package versions, file system UUIDs); templates are of this one.
+        "build": secrets.token_hex(8),
         "suite": SUITE,
         "packages": _packages(status.decode()),
-        "images": {"probe": probe.reference},
+        "images": {"probe": images.probe, "decoy": images.decoy},
     }
     (directory / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
 
@@ -246,7 +250,7 @@ def _applets(busybox: Path) -> list[str]:
     return subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split()
 
 
-def _make_disk(root: Path, directory: Path, probe: probe_image.Image) -> None:
+def _make_disk(root: Path, directory: Path, images: bytes) -> None:
     """The root archive with ``CONTENT`` on top, as the ext4 file system disk.raw.
 
     Not as root, fakeroot(1) keeps the owners from unpacking to mke2fs.
@@ -257,7 +261,7 @@ def _make_disk(root: Path, directory: Path, probe: probe_image.Image) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(_content(source))
         file.chmod(mode)
-    (top / PROBE_IMAGE).write_bytes(probe.archive)
+    (top / PROBE_IMAGE).write_bytes(images)
     wants = top / "etc/systemd/system/sysinit.target.wants"
     wants.mkdir()
     (wants / "tentaflake-shell.service").symlink_to("../tentaflake-shell.service")

@@ -10,7 +10,8 @@ import json
 import tarfile
 from dataclasses import dataclass
 
-NAME = "tentaflake.invalid/probe"  # .invalid never resolves (RFC 2606): it cannot be pulled by mistake
+# .invalid never resolves (RFC 2606): these cannot be pulled by mistake.
+PROBE, DECOY = "tentaflake.invalid/probe", "tentaflake.invalid/decoy"
 
 AGENT = """#!/bin/sh
 # Stands in for an agent: lives in its state directory, notes each start and each signal, and does what
@@ -33,15 +34,15 @@ done
 
 
 @dataclass(frozen=True)
-class Image:
-    """An image archive and the reference that pins it (``name@sha256:<manifest digest>``)."""
+class Images:
+    """An archive of images and the references that pin them (``name@sha256:<manifest digest>``).
+
+    ``decoy`` is as ``probe`` but another image: what an attacker would like an agent to run instead.
+    """
 
     archive: bytes
-    digest: str
-
-    @property
-    def reference(self) -> str:
-        return f"{NAME}@{self.digest}"
+    probe: str
+    decoy: str
 
 
 def _tar(files: dict[str, tuple[int, bytes | str | None]]) -> bytes:
@@ -64,8 +65,8 @@ def _tar(files: dict[str, tuple[int, bytes | str | None]]) -> bytes:
     return buffer.getvalue()
 
 
-def build(busybox: bytes, applets: list[str]) -> Image:
-    """The image around a static ``busybox`` binary, with a link for each of its ``applets``."""
+def build(busybox: bytes, applets: list[str]) -> Images:
+    """The images around a static ``busybox`` binary, with a link for each of its ``applets``."""
     files: dict[str, tuple[int, bytes | str | None]] = {
         directory: (0o1777 if directory == "tmp" else 0o755, None)
         for directory in ("bin", "dev", "etc", "home", "proc", "root", "run", "suid", "sys", "tmp", "usr", "var", "var/lib")
@@ -79,37 +80,46 @@ def build(busybox: bytes, applets: list[str]) -> Image:
     files["etc/passwd"] = (0o644, b"root:x:0:0:root:/root:/bin/sh\n")
     files["etc/group"] = (0o644, b"root:x:0:\n")
     layer = _tar(files)
-    config = _json(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Entrypoint": [], "Cmd": ["/bin/agent"]},
-            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
-        }
-    )
-    manifest = _json(
-        {
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": _descriptor("application/vnd.oci.image.config.v1+json", config),
-            "layers": [_descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
-        }
-    )
+    layout: dict[str, tuple[int, bytes | str | None]] = {
+        "oci-layout": (0o644, _json({"imageLayoutVersion": "1.0.0"})),
+        _blob(layer): (0o644, layer),
+    }
+    entries, references = [], []
+    for name in (PROBE, DECOY):
+        config = _json(
+            {
+                "architecture": "amd64",
+                "os": "linux",
+                "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/agent"], "Labels": {"name": name}},
+                "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+            }
+        )
+        manifest = _json(
+            {
+                "schemaVersion": 2,
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "config": _descriptor("application/vnd.oci.image.config.v1+json", config),
+                "layers": [_descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
+            }
+        )
+        layout |= {_blob(config): (0o644, config), _blob(manifest): (0o644, manifest)}
+        references.append(f"{name}@{_digest(manifest)}")
+        # Named by its digest, as a pulled image would be: no tag that could be moved to another image.
+        entries.append(
+            _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
+            | {"annotations": {"io.containerd.image.name": references[-1]}}
+        )
     index = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": [
-            _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
-            | {"annotations": {"io.containerd.image.name": f"{NAME}@{_digest(manifest)}"}}
-        ],
+        "manifests": entries,
     }
-    layout: dict[str, tuple[int, bytes | str | None]] = {
-        "oci-layout": (0o644, _json({"imageLayoutVersion": "1.0.0"})),
-        "index.json": (0o644, _json(index)),
-    }
-    for blob in (config, manifest, layer):
-        layout["blobs/sha256/" + _digest(blob).removeprefix("sha256:")] = (0o644, blob)
-    return Image(_tar(layout), _digest(manifest))
+    layout["index.json"] = (0o644, _json(index))
+    return Images(_tar(layout), *references)
+
+
+def _blob(data: bytes) -> str:
+    return "blobs/sha256/" + _digest(data).removeprefix("sha256:")
 
 
 def _json(value: object) -> bytes:

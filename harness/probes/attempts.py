@@ -196,6 +196,12 @@ def run_attempts(host: Host, attempts: Iterable[Attempt]) -> list[Outcome]:
     return outcomes
 
 
+def order(host: Host, agent: Agent, script: str) -> str:
+    """Have the agent's own process, in its container, run a shell script; returns what it printed."""
+    lines = [ORDER, 'cd "$(mktemp -d)"', f"echo {quote(script)} > o.sh", Attacker("container", agent).command("o.sh")]
+    return host.check_output("sh -c %s", "\n".join([*lines, 'rm -r "$PWD"']))
+
+
 def quote(value: object) -> str:
     """One shell word."""
     return shlex.quote(str(value))

@@ -116,6 +116,12 @@ def main_pid(host: Host, agent: Agent) -> int:
     return int(host.check_output("pgrep -o -u %s", str(agent.uid)))
 
 
+def container_id(host: Host, agent: Agent) -> str:
+    """Docker's id of the running container, as its cgroup's name has it."""
+    group = host.check_output("cat /proc/%s/cgroup", str(main_pid(host, agent)))
+    return group.rpartition("docker-")[2].removesuffix(".scope")
+
+
 def namespaces(host: Host, pids: Sequence[int]) -> list[dict[str, str]]:
     """The namespaces of each process: kind to identity, e.g. ``{"net": "net:[4026532000]"}``."""
     links = " ".join(f"/proc/{pid}/ns/{kind}" for pid in pids for kind in NAMESPACES)

@@ -7,7 +7,6 @@ The positive control is the attacker itself, looking by the same command from wh
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from textwrap import dedent
 
 from testinfra.host import Host
 
@@ -28,69 +27,50 @@ class Place:
     origins: tuple[Origin, ...] = BOTH
 
 
-def _python(lines: str) -> Callable[[str], str]:
-    """Leaves by a system call that no shell has; a child stays, because some things go with their maker."""
-
-    def leave(token: str) -> str:
-        program = f"import ctypes, os, socket, sys, time\ntoken = {token!r}\n{dedent(lines)}\n{STAY}"
-        return f"python3 -I -S -c {quote(program)} && won"
-
-    return leave
-
-
-STAY = """\
+# What has no command of its own, by system calls, all of it in one program. A child stays, because some
+# things go with their maker. SysV keys are numbers: the token is eight hex digits, below 2^31.
+PROGRAM = """\
+import ctypes, os, socket, sys, time
+token = {token!r}
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.shmget(int(token, 16), 4096, 0o1666) < 0:
+    sys.exit("shmget")
+ADD_KEY, USER_KEYRING = 248, -4
+if libc.syscall(ADD_KEY, b"user", token.encode(), b"x", 1, USER_KEYRING) < 0:
+    sys.exit("add_key")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("\\0" + token)
 if os.fork() == 0:
     null = os.open("/dev/null", os.O_RDWR)
     for stream in 0, 1, 2:
         os.dup2(null, stream)
-    time.sleep(600)"""
+    time.sleep(600)
+"""
 
-# SysV keys and the like are numbers: the token's first eight hex digits, kept below 2^31.
+
+def _by_program(token: str) -> str:
+    return f"python3 -I -S -c {quote(PROGRAM.format(token=token))} && won"
+
+
+UID: tuple[Origin, ...] = ("uid",)
 PLACES = [
     Place("/tmp", lambda token: f": > /tmp/{token} && won", "ls -a /tmp"),
     Place("/dev/shm", lambda token: f": > /dev/shm/{token} && won", "ls -a /dev/shm"),
-    Place("/var/tmp", lambda token: f": > /var/tmp/{token} && won", "ls -a /var/tmp", ("uid",)),
+    Place("/var/tmp", lambda token: f": > /var/tmp/{token} && won", "ls -a /var/tmp", UID),
     Place("POSIX message queues", lambda token: f": > /dev/mqueue/{token} && won", "ls -a /dev/mqueue"),
-    Place(
-        "SysV shared memory",
-        _python(
-            """\
-            libc = ctypes.CDLL(None, use_errno=True)
-            if libc.shmget(int(token, 16), 4096, 0o1666) < 0: sys.exit("shmget")"""
-        ),
-        "awk 'NR > 1 { printf \"%08x\\n\", $1 }' /proc/sysvipc/shm",
-        ("uid",),
-    ),
-    Place(
-        "abstract sockets",
-        _python(
-            """\
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind("\\0" + token)"""
-        ),
-        "grep -o '@[0-9a-f]*$' /proc/net/unix",
-        ("uid",),
-    ),
-    Place(
-        "kernel keyrings",
-        _python(
-            """\
-            libc = ctypes.CDLL(None, use_errno=True)
-            ADD_KEY, USER_KEYRING = 248, -4
-            if libc.syscall(ADD_KEY, b"user", token.encode(), b"x", 1, USER_KEYRING) < 0: sys.exit("add_key")"""
-        ),
-        "cat /proc/keys",
-        ("uid",),
-    ),
+    Place("SysV shared memory", _by_program, "awk '{ printf \"%08x\\n\", $1 }' /proc/sysvipc/shm", UID),
+    Place("abstract sockets", _by_program, "grep -o '@[0-9a-f]*$' /proc/net/unix", UID),
+    Place("kernel keyrings", _by_program, "cat /proc/keys", UID),
 ]
 
 
 def _traces(plan: Plan) -> Iterator[tuple[Attacker, Place, str]]:
-    """Who leaves what where: every attacker a token of its own in every place that it can use."""
+    """Who leaves what where: every attacker its own token in every place that it can use."""
     for attacker in attackers(plan):
+        token = f"{secrets.randbits(31):08x}"
         for place in PLACES:
             if attacker.origin in place.origins:
-                yield attacker, place, f"{secrets.randbits(31):08x}"
+                yield attacker, place, token
 
 
 def run_sharing(host: Host, plan: Plan) -> list[Outcome]:

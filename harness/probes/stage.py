@@ -19,7 +19,8 @@ class Target:
     """Somebody to be attacked: an agent, or the host.
 
     ``known`` is the content of the file ``<directory>/known``, ``listed`` the name of an empty file in it.
-    ``pids`` are its processes as the host numbers them, the first one first.
+    ``pids`` are its processes as the host numbers them, the first one first; ``all_pids`` the first
+    process of every target on this stage.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Target:
     known: str
     listed: str
     pids: Sequence[int]
+    all_pids: Sequence[int]
 
 
 def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
@@ -61,7 +63,7 @@ def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
         raise HarnessError(f"the stage could not be set: {done.stderr.strip() or done.stdout}")
     directories = {HOST: decoy} | {name: owner[0] for name, owner in owners.items()}
     return {
-        name: Target(name, directories[name], *tokens[name], pids=row)
+        name: Target(name, directories[name], *tokens[name], pids=row, all_pids=[each[0] for each in rows])
         for name, row in zip([HOST, *owners], rows, strict=True)
     }
 

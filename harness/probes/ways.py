@@ -217,15 +217,17 @@ def send_signal(attacker: Attacker, target: Target) -> str:
         done""")
 
 
-@way("trace with ptrace", claim="U2", origins=("uid",))
+@way("trace with ptrace", claim="U2", origins=("uid",), token=lambda target: f"traced {target.pids[0]}\n")
 def trace(attacker: Attacker, target: Target) -> str:
+    """All targets by one program, the same for each: an interpreter is slow to start."""
     program = dedent(f"""\
-        import ctypes, sys
+        import ctypes
         libc = ctypes.CDLL(None, use_errno=True)
         PTRACE_SEIZE = 0x4206
-        if libc.ptrace(PTRACE_SEIZE, {target.pids[0]}, 0, 0):
-            sys.exit(f"ptrace: errno {{ctypes.get_errno()}}")""")
-    return f"python3 -I -S -c {quote(program)} && won"
+        for pid in {list(target.all_pids)}:
+            refused = libc.ptrace(PTRACE_SEIZE, pid, 0, 0)
+            print(f"{{pid}}: errno {{ctypes.get_errno()}}" if refused else f"traced {{pid}}")""")
+    return f"python3 -I -S -c {quote(program)}"
 
 
 # --- C1, C2, C4: out of the container ------------------------------------------------------------------------

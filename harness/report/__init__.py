@@ -89,7 +89,7 @@ class Collector:
             outcome = "held"
         if outcome is not None:
             for claim in dict.fromkeys(value for name, value in properties if name == "claim"):
-                self.tests.setdefault(claim, []).append((report.nodeid, outcome))
+                self.tests.setdefault(claim, []).append((_test_id(report), outcome))
         if report.when == "teardown":
             self._done += 1
             if self.progress is not None:
@@ -152,7 +152,7 @@ def claims_table(claims: Iterable[ClaimVerdict]) -> Table:
 def print_verdict(console: Console, verdict: Verdict, collector: Collector) -> None:
     """The whole report for a person: failures first, then matrix, claims and one closing line."""
     for report in collector.failures:
-        console.rule(Text(report.nodeid, "bold"), align="left")
+        console.rule(Text(report.nodeid.rsplit("@", 1)[0], "bold"), align="left")
         console.print(_message(report), markup=False, highlight=False)
         for title, text in report.sections:
             if title == "evidence":
@@ -172,6 +172,11 @@ def print_verdict(console: Console, verdict: Verdict, collector: Collector) -> N
             f"{verdict.guest} guest under {verdict.accelerator['accelerator'].upper()}",
         )
     )
+
+
+def _test_id(report: pytest.TestReport) -> str:
+    """The test's id, without the group that pytest-xdist appends."""
+    return report.nodeid.rsplit("@", 1)[0]
 
 
 def _message(report: pytest.TestReport | pytest.CollectReport) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Image:
-    """What QEMU boots, in a cache entry named by ``key``.
+    """What QEMU boots. ``key`` names this build of it: two builds of one recipe differ.
 
     ``manifest`` holds what went in: package versions, the references of container images.
     """

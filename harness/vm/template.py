@@ -12,6 +12,7 @@ same file with ``share=off`` and load the state. See docs/architecture.md.
 """
 
 import os
+import secrets
 import shutil
 import subprocess
 import time
@@ -50,11 +51,17 @@ class Template:
     def key(self) -> str:
         return self.directory.name
 
+    @property
+    def build(self) -> str:
+        """Names this very snapshot: one made anew under the same key is another."""
+        return (self.directory / "build").read_text()
+
     @contextmanager
     def fork(self, cache: Cache) -> Iterator[Machine]:
         """A new machine in the state of this template; gone at the end, and nothing of it left."""
-        with cache.run_directory() as directory, explain_disk_errors(cache.root):
-            shutil.copyfile(self.directory / "overlay.qcow2", directory / "overlay.qcow2")
+        with cache.run_directory() as directory:
+            with explain_disk_errors(cache.root):
+                shutil.copyfile(self.directory / "overlay.qcow2", directory / "overlay.qcow2")
             with _restore(self, directory, ram=self.directory / "ram", share=False) as machine:
                 yield machine
 
@@ -154,6 +161,7 @@ def _finish(machine: Machine, directory: Path, key: str, image: Image) -> None:
     _snapshot(machine, directory)
     size = str(image.disk.stat().st_size)
     _create_overlay(directory / "overlay.qcow2", f"../../templates/{key}/disk.qcow2", "qcow2", size)
+    (directory / "build").write_text(f"{key}-{secrets.token_hex(8)}")
     for name in ("console.sock", "qemu.pid"):
         (directory / name).unlink(missing_ok=True)
 
@@ -202,7 +210,7 @@ def derived_template(
     cache: Cache, base: Template, prepare: Callable[[Machine], None], *, title: str, **content: Any
 ) -> Template:
     """A template on top of ``base``, which stays as it is; made once for the same ``content``."""
-    key = key_of(layer="derived", base=base.key, format=FORMAT, **content)
+    key = key_of(layer="derived", base=base.build, format=FORMAT, **content)
 
     def build(directory: Path) -> None:
         with step(title):

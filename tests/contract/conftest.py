@@ -8,6 +8,8 @@ import pytest
 from harness.lab import Lab
 from harness.plugin import track_machine
 from harness.policy import Agent, Plan
+from harness.probes.attempts import order
+from harness.probes.containers import container_id
 from harness.vm.machine import Machine
 
 
@@ -15,14 +17,14 @@ from harness.vm.machine import Machine
 class Restarted:
     """``agent`` was restarted; ``before`` and ``after`` are the ids of its container.
 
-    ``retagged`` is the digest of another image that got the pinned image's name and tags meanwhile.
+    ``decoy`` is the digest of another image, to which the pinned image's name was moved meanwhile.
     """
 
     machine: Machine
     agent: Agent
     before: str
     after: str
-    retagged: str
+    decoy: str
 
 
 USE = """
@@ -33,19 +35,13 @@ echo lost > /tmp/lost && echo lost > /dev/shm/lost && cat /tmp/lost"""
 @pytest.fixture(scope="session")
 def restarted(restarted_machine: Machine, lab: Lab, agents: Mapping[str, Agent]) -> Restarted:
     host, agent = restarted_machine.host, next(iter(agents.values()))
-    name, container = agent.container.image.split("@")[0], agent.container.name
-    inspect = "docker inspect --format {{.Id}} %s"
-    assert host.check_output("docker exec %s sh -c %s", container, USE.format(state=agent.state_dir)) == "lost"
-    retagged = host.check_output(
-        "docker export $(docker create %s) | docker import --change 'CMD [\"/bin/agent\"]' - %s:pinned",
-        agent.container.image,
-        name,
-    )
-    host.check_output("docker tag %s %s:latest", f"{name}:pinned", name)
-    before = host.check_output(inspect, container)
+    assert order(host, agent, USE.format(state=agent.state_dir)) == "lost"
+    decoy = lab.image.manifest["images"]["decoy"]
+    host.check_output("docker tag %s %s:latest", decoy, agent.container.image.split("@")[0])
+    before = container_id(host, agent)
     host.check_output("systemctl restart %s", agent.service.name)
     lab.guest.wait_agents(restarted_machine)
-    return Restarted(restarted_machine, agent, before, host.check_output(inspect, container), retagged)
+    return Restarted(restarted_machine, agent, before, container_id(host, agent), decoy.split("@")[1])
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import pytest
 
 from harness.contract import ControlFailed
 from harness.policy import Agent
+from harness.probes.attempts import order
 from harness.probes.containers import (
     DEFAULT_DEVICES,
     container_mounts,
@@ -59,8 +60,8 @@ def test_a_set_uid_program_gives_no_privilege(shared_machine: Machine, agents: M
         control = host.run(f"{enter} /bin/sh -c %s", SETUID).stdout
         if "must be suid" in control or "crontab" not in control:
             raise ControlFailed(f"the set-uid bit has no effect without no-new-privileges either: {control!r}")
-        refused = host.run("docker exec %s sh -c %s", agent.container.name, SETUID)
-        assert "must be suid" in refused.stdout, f"{agent.name} is root by a set-uid program: {refused.stdout!r}"
+        refused = order(host, agent, SETUID)
+        assert "must be suid" in refused, f"{agent.name} is root by a set-uid program: {refused!r}"
 
 
 @claim("C2")
@@ -114,16 +115,16 @@ def test_agent_cannot_use_the_hosts_sockets(way: str, outcomes: Callable[..., No
 
 @claim("C5")
 def test_every_container_runs_the_pinned_image(shared_machine: Machine, agents: Mapping[str, Agent]) -> None:
-    for agent in agents.values():
-        _, digest = agent.container.image.split("@")
-        seen = shared_machine.host.check_output("docker inspect --format {{.Image}} %s", agent.container.name)
-        assert seen == digest, f"{agent.name} runs {seen}"
+    names = " ".join(agent.container.name for agent in agents.values())
+    seen = shared_machine.host.check_output(f"docker inspect --format '{{{{.Name}}}} {{{{.Image}}}}' {names}")
+    pinned = {f"/{agent.container.name}": agent.container.image.split("@")[1] for agent in agents.values()}
+    assert dict(line.split() for line in seen.splitlines()) == pinned
 
 
 @claim("C5")
 def test_a_restart_does_not_take_a_retagged_image(restarted: Restarted) -> None:
-    """The control: under the pinned image's name there is another image now."""
+    """The control: by the pinned image's name alone, Docker finds the other one now."""
     host, container = restarted.machine.host, restarted.agent.container
     name, pinned = container.image.split("@")
-    assert host.check_output("docker image inspect --format {{.Id}} %s:latest", name) == restarted.retagged != pinned
+    assert host.check_output("docker image inspect --format {{.Id}} %s:latest", name) == restarted.decoy != pinned
     assert host.check_output("docker inspect --format {{.Image}} %s", container.name) == pinned

@@ -72,9 +72,9 @@ done"""
 def test_changing_the_agents_leaves_the_others_as_they_are(machine: Machine, lab: Lab, plan: Plan) -> None:
     """One agent goes, one comes, one is renamed; the first keeps its uid, its gid and its files, inode for inode."""
     kept, *others = plan.agents.values()
-    specs = [{"name": kept.name, "uid": kept.uid}]
-    specs += [{"name": f"{agent.name[:18]}-new"} for agent in others[1:]]
-    specs += [{"name": "newcomer"}]
+    specs: list[dict[str, object]] = [{"name": kept.name, "uid": kept.uid}]
+    specs += [{"name": f"{agent.name[:18]}-new", "autoStart": False} for agent in others[1:]]
+    specs += [{"name": "newcomer", "autoStart": False}]
     changed = evaluate_many([specs])[0]
     assert isinstance(changed, Plan)
     # The kept agent is the one that the plan under test has, whatever its spec says.
