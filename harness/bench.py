@@ -132,8 +132,6 @@ def pytest_first_result(lab: Lab, plan: Plan) -> float:
     return seconds
 
 
-
-
 def fork_memory(lab: Lab, plan: Plan) -> float:
     """Memory that a fork has of its own (private dirty pages), one second after its first answer."""
     with _fork(lab, plan) as machine:

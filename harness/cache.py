@@ -178,8 +178,9 @@ class Cache:
             for path in sorted((self.root / kind).glob("[!.]*")):
                 if _age(path) >= unused_for:
                     with self.lock(f"{kind}-{path.name}"):
-                        shutil.rmtree(path, ignore_errors=True)
-                    pruned.append(path)
+                        if _age(path) >= unused_for:  # nobody used it while we waited
+                            shutil.rmtree(path, ignore_errors=True)
+                            pruned.append(path)
         return pruned
 
     def _sweep_partials(self) -> list[Path]:

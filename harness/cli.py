@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import bench as benchmarks
+from harness.contract import find_claim
 from harness.errors import HarnessError
 from harness.lab import Lab, Settings
 from harness.plugin import REPOSITORY, ssh_command
@@ -45,7 +46,9 @@ FlakeOption = Annotated[
 JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write the result as JSON too; - is standard output.", metavar="FILE")
 ]
-CacheOption = Annotated[Path, typer.Option("--cache", envvar="TENTAFLAKE_CACHE", help="Where images and templates are kept.")]
+CacheOption = Annotated[
+    Path, typer.Option("--cache", envvar="TENTAFLAKE_CACHE", help="Where images and templates are kept.")
+]
 GuestOption = Annotated[str, typer.Option("--guest", envvar="TENTAFLAKE_GUEST", help="How a plan becomes a machine.")]
 AccelOption = Annotated[str, typer.Option("--accel", envvar="TENTAFLAKE_ACCEL", help="auto, kvm or tcg.")]
 DEFAULTS = Settings()
@@ -96,6 +99,8 @@ def verify(
     Exits 0 when every claim is held, 1 when one is broken, 2 when one could not be tried.
     """
     started = time.monotonic()
+    for each in claim or []:
+        find_claim(each)
     lab = Lab(Settings(guest=guest, accel=accel, cache=cache))
     plan = read_plan(agents, flake)
     adapted = lab.adapt(plan)
@@ -256,5 +261,3 @@ def bench(
     metrics = benchmarks.measure(lab, repeat, only)
     benchmarks.print_table(Console(highlight=False, stderr=str(json_file) == "-"), metrics)
     write_json(json_file, metrics)
-
-

@@ -1,4 +1,4 @@
-"""The claims: what a host built from this flake promises. docs/contract.md is made from this list.
+"""The claims: what a host built from this flake promises. docs/contract.md lists the same, and a test compares them.
 
 ``to_come`` names the claims whose tests a later issue delivers; the suite fails if any other has none.
 """
@@ -20,31 +20,61 @@ class Claim:
 CLAIMS: dict[str, Claim] = {
     claim.id: claim
     for claim in [
-        Claim("U1", "Each agent has its own system user with its own uid and gid, no login shell, no password and no supplementary group."),
-        Claim("U2", "A cannot see the environment of, signal, trace or read the memory of a process of B, or of the host."),
+        Claim(
+            "U1",
+            "Each agent has its own system user: own uid and gid, no login shell, no password, no other group.",
+        ),
+        Claim(
+            "U2", "A cannot see the environment of, signal, trace or read the memory of a process of B, or of the host."
+        ),
         Claim("U3", "Adding, removing or renaming an agent changes no other agent's uid, gid or files."),
         Claim("D1", "The state directory is 0700 and the agent's, and so is all that it holds after a day's use."),
-        Claim("D2", "A can neither list, read, write, rename nor stat anything under B's state directory, by any path."),
-        Claim("D3", "Nothing is shared sideways: no common temporary files, shared memory, queues, sockets or keyrings."),
+        Claim(
+            "D2", "A can neither list, read, write, rename nor stat anything under B's state directory, by any path."
+        ),
+        Claim(
+            "D3", "Nothing is shared sideways: no common temporary files, shared memory, queues, sockets or keyrings."
+        ),
         Claim("D4", "A cannot exhaust what B needs: pids, memory, CPU and disk are capped per agent.", to_come=True),
-        Claim("C1", "Every process of an agent's container runs under the agent's uid, without capabilities, with NoNewPrivs and seccomp."),
-        Claim("C2", "The root filesystem is read-only; a write outside the state directory and the tmpfs mounts fails."),
+        Claim(
+            "C1",
+            "Every process of a container has the agent's uid, no capability, NoNewPrivs and a seccomp filter.",
+        ),
+        Claim(
+            "C2", "The root filesystem is read-only; a write outside the state directory and the tmpfs mounts fails."
+        ),
         Claim("C3", "Containers are stateless: after a restart all but the state directory is as in the image."),
-        Claim("C4", "Mounted are the agent's own state directory and configuration: no socket, no host path, no device."),
+        Claim(
+            "C4", "Mounted are the agent's own state directory and configuration: no socket, no host path, no device."
+        ),
         Claim("C5", "The image is the one pinned by digest."),
-        Claim("C6", "A crashed agent restarts, the others do not notice; a restart of Docker brings back agents and rules.", to_come=True),
+        Claim(
+            "C6",
+            "A crashed agent restarts, the others do not notice; a restart of Docker brings back agents and rules.",
+            to_come=True,
+        ),
         Claim("S1", "A secret is 0400, owned by its agent, on a tmpfs, and readable by no other agent.", to_come=True),
         Claim("S2", "A secret's value occurs nowhere else.", to_come=True),
-        Claim("S3", "A secret that cannot be decrypted keeps its agent from starting, by name; the others start.", to_come=True),
+        Claim(
+            "S3",
+            "A secret that cannot be decrypted keeps its agent from starting, by name; the others start.",
+            to_come=True,
+        ),
         Claim("F1", "From the LAN, every port is closed but those that the host's settings open.", to_come=True),
         Claim("F2", "A cannot open a connection to B, by any way.", to_come=True),
         Claim("F3", "A reaches on the host only what its spec grants.", to_come=True),
         Claim("F4", "A's way out follows its spec.", to_come=True),
-        Claim("F5", "Agents' published ports are reachable on the tailnet interface and on nothing else.", to_come=True),
+        Claim(
+            "F5", "Agents' published ports are reachable on the tailnet interface and on nothing else.", to_come=True
+        ),
         Claim("F6", "There is no moment without rules.", to_come=True),
         Claim("T1", "The speech server answers the official openai client.", to_come=True),
         Claim("T2", "Bad input gets an OpenAI-shaped error, and the server goes on serving.", to_come=True),
-        Claim("T3", "The speech server is reachable from the host and from agents granted it, and from nowhere else.", to_come=True),
+        Claim(
+            "T3",
+            "The speech server is reachable from the host and from agents granted it, and from nowhere else.",
+            to_come=True,
+        ),
         Claim("T4", "The speech server runs unprivileged and sandboxed.", to_come=True),
         Claim("A1", "What happens under a state directory is recorded within a second.", to_come=True),
         Claim("A2", "Nothing is lost: an overflow is found again by a rescan and marked.", to_come=True),
@@ -52,12 +82,26 @@ CLAIMS: dict[str, Claim] = {
         Claim("A4", "No agent can read, change, delete or stall the record.", to_come=True),
         Claim("A5", "Old events are pruned as configured; a full disk stops no agent and is reported.", to_come=True),
         Claim("X1", "Switching to a plan leaves the agents that it does not change running.", to_come=True),
-        Claim("X2", "A rollback brings back the former host exactly; a failed switch leaves it in charge.", to_come=True),
-        Claim("X3", "A removed agent cannot log in or run; its state is kept and nobody else can read it.", to_come=True),
+        Claim(
+            "X2", "A rollback brings back the former host exactly; a failed switch leaves it in charge.", to_come=True
+        ),
+        Claim(
+            "X3", "A removed agent cannot log in or run; its state is kept and nobody else can read it.", to_come=True
+        ),
         Claim("X4", "The same sources give the same plan, byte for byte; every flake input is locked.", to_come=True),
-        Claim("N1", "Only the tailnet interface is trusted as the specs say; without tailscale nothing listens for it.", to_come=True),
-        Claim("I1", "The installer gives a machine that boots from its disk and keeps every claim above.", to_come=True),
-        Claim("I2", "Wrong answers to the installer are refused, and no disk is written before the last confirmation.", to_come=True),
+        Claim(
+            "N1",
+            "Only the tailnet interface is trusted as the specs say; without tailscale nothing listens for it.",
+            to_come=True,
+        ),
+        Claim(
+            "I1", "The installer gives a machine that boots from its disk and keeps every claim above.", to_come=True
+        ),
+        Claim(
+            "I2",
+            "Wrong answers to the installer are refused, and no disk is written before the last confirmation.",
+            to_come=True,
+        ),
     ]
 }
 

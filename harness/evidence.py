@@ -20,7 +20,7 @@ COMMANDS = {
     "plan.json": "cat /var/lib/tentaflake/current/plan.json",
 }
 # One round trip for all of it: each command's output goes to a file, and the files come as one archive.
-ARCHIVE = "cd $(mktemp -d) && {commands} tar -czf - . && rm -rf \"$PWD\""
+ARCHIVE = 'cd $(mktemp -d) && {commands} tar -czf - . && rm -rf "$PWD"'
 
 
 def directory_for(artifacts: Path, test: str) -> Path:

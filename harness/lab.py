@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Settings:
     accel: str = "auto"
     cpus: int = 2
     memory: int = 2048
-    cache: Path = default_root()
+    cache: Path = field(default_factory=default_root)
 
     def __post_init__(self) -> None:
         check_choice("guest", self.guest, tuple(GUESTS))
@@ -79,9 +79,7 @@ class Lab:
             self.guest.set_up(machine, empty, BOOT_TIMEOUT)
 
         title = f"booting the {self.guest.name} guest under {self.hardware.accelerator.upper()}"
-        return cold_template(
-            self.cache, self.image, self.hardware, prepare, title=title, plan=empty.digest
-        )
+        return cold_template(self.cache, self.image, self.hardware, prepare, title=title, plan=empty.digest)
 
     def adapt(self, plan: Plan) -> Plan:
         """``plan`` as the guest can run it; see ``Guest.adapt``."""

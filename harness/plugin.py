@@ -11,13 +11,14 @@
 A test of a claim is marked ``@pytest.mark.claim("D2")``.
 """
 
+import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import pytest
 import testinfra.host
@@ -76,8 +77,7 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim(id): this test attacks a claim of the contract")
-    check_choice("--vm-keep", config.getoption("vm_keep"), KEEP)
-    config.stash[SETTINGS] = _settings(config)
+    config.stash[SETTINGS] = _check_options(config)
     if hasattr(config, "workerinput"):
         config.option.loadgroup = config.workerinput["loadgroup"]
 
@@ -88,19 +88,29 @@ RUNNING = pytest.StashKey[list[Machine]]()
 CELLS = pytest.StashKey[list[dict[str, str]]]()
 
 
-def _settings(config: pytest.Config) -> Settings:
+def _check_options(config: pytest.Config) -> Settings:
+    """The settings that the options come to; raises ``pytest.UsageError`` for the first that is wrong."""
     try:
+        check_choice("--vm-keep", config.getoption("vm_keep"), KEEP)
+        for claim in config.getoption("vm_claim") or []:
+            find_claim(claim)
         return Settings(
             guest=config.getoption("vm_guest"),
             accel=config.getoption("vm_accel"),
-            cpus=int(config.getoption("vm_cpus")),
-            memory=int(config.getoption("vm_memory")),
+            cpus=_number(config, "cpus"),
+            memory=_number(config, "memory"),
             cache=Path(config.getoption("vm_cache")),
         )
-    except ValueError as error:
-        raise pytest.UsageError(f"a --vm option needs a whole number: {error}") from None
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def _number(config: pytest.Config, name: str) -> int:
+    value = config.getoption(f"vm_{name}")
+    try:
+        return int(value)
+    except ValueError:
+        raise HarnessError(f"--vm-{name} is {value!r}: not a whole number") from None
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -123,8 +133,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Note each test's claims, refuse a marker that names none, and keep together what shares a machine."""
     wanted = config.getoption("vm_claim")
-    for claim in wanted or []:
-        find_claim(claim)
     deselected = []
     for item in items:
         claims = [find_claim(marker.args[0]).id for marker in item.iter_markers("claim")]
@@ -237,34 +245,59 @@ def track_machine(config: pytest.Config, lab: Lab, plan: Plan) -> Iterator[Machi
         finally:
             running.remove(made)
             if config.getoption("vm_keep") == "always":
-                keep_machine(made, Path(config.getoption("vm_artifacts")))
+                keep_machine(made, _artifacts(config))
+
+
+def _artifacts(config: pytest.Config) -> Path:
+    return config.rootpath / str(config.getoption("vm_artifacts"))
 
 
 def keep_machine(machine: Machine, artifacts: Path) -> Path:
     """Copy a machine's directory (overlay disk, logs) out of the cache before it is removed."""
-    target = artifacts / "machines" / machine.process.directory.name
+    source = machine.process.directory
+    target = artifacts / "machines" / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
     ignored = shutil.ignore_patterns("*.sock", "lock", "qemu.pid")
-    shutil.copytree(machine.process.directory, target, ignore=ignored, dirs_exist_ok=True)
+    with _quiet_disk(machine):
+        shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
+    # The copy is elsewhere, so its backing file must be named in full.
+    overlay = "overlay.qcow2"
+    info = subprocess.run(
+        ["qemu-img", "info", "--force-share", "--output=json", overlay], cwd=source, check=True, capture_output=True
+    )
+    backing = (source / json.loads(info.stdout)["backing-filename"]).resolve()
+    subprocess.run(["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", str(backing), overlay], cwd=target, check=True)
     return target
+
+
+@contextmanager
+def _quiet_disk(machine: Machine) -> Iterator[None]:
+    """For the duration, all that a living guest has written is in its overlay, and nothing is added."""
+    with suppress(HarnessError):
+        machine.run("sync", timeout=20)
+    with suppress(HarnessError):
+        machine.process.execute("stop")  # QEMU writes back its own caches when it stops a machine
+    yield
+    with suppress(HarnessError):
+        machine.process.execute("cont")
 
 
 # --- evidence -------------------------------------------------------------------------------------------------
 
-Report = TypeVar("Report", bound=pytest.TestReport)
-
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """On failure, before anything is torn down: evidence to disk, its place into the message."""
-    report: pytest.TestReport = yield
+    report = yield
     if call.when == "call" and (cells := item.stash.get(CELLS, None)):
         report.user_properties.append(("cells", cells))
     if call.excinfo is not None:
         report.user_properties.append(("untried", not call.excinfo.errisinstance(AssertionError)))
     machines = [machine for machine in item.config.stash.get(RUNNING, []) if _used_by(item, machine)]
     if report.failed and call.when in ("setup", "call") and machines:
-        artifacts = item.config.rootpath / item.config.getoption("vm_artifacts")
+        artifacts = _artifacts(item.config)
         directory = evidence.collect(machines, artifacts, item.nodeid)
         if item.config.getoption("vm_keep") == "on-failure":
             for machine in machines:
@@ -274,7 +307,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         )
         if item.config.getoption("vm_shell"):
             _open_shell(item, machines[0])
-    return report  # type: ignore[return-value]
+    return report
 
 
 def _used_by(item: pytest.Item, machine: Machine) -> bool:

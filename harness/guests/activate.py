@@ -169,7 +169,8 @@ set -eu
 [ -e {mount_point} ] || {as_agent} touch {mount_point}
 docker rm --force {agent["container"]["name"]} > /dev/null 2>&1 || :
 wanted={shlex.quote(wanted)}
-if [ "$(docker network inspect --format '{{{{ index .Labels "tentaflake" }}}}' {network} 2> /dev/null)" != "$wanted" ]; then
+found=$(docker network inspect --format '{{{{ index .Labels "tentaflake" }}}}' {network} 2> /dev/null) || :
+if [ "$found" != "$wanted" ]; then
   docker network rm {network} > /dev/null 2>&1 || :
   docker network create --label "tentaflake=$wanted" {wanted} > /dev/null
 fi
@@ -182,7 +183,7 @@ exec docker run {shlex.join(run_arguments(agent))}
 
 def current_generation() -> int | None:
     try:
-        return int(os.readlink(CURRENT).rsplit("/", 1)[-1])
+        return int(CURRENT.readlink().name)
     except FileNotFoundError:
         return None
 
@@ -289,11 +290,8 @@ def fingerprint(number: int | None, agent: dict[str, Any]) -> list[str]:
 def switch_to(number: int, former: int | None) -> None:
     """Put a written generation in force; agents that are the same in both are not touched."""
     old, new = read_plan(former)["agents"], read_plan(number)["agents"]
-    prepare(number)
     same = {
-        name
-        for name in old.keys() & new.keys()
-        if fingerprint(former, old[name]) == fingerprint(number, new[name])
+        name for name in old.keys() & new.keys() if fingerprint(former, old[name]) == fingerprint(number, new[name])
     }
     stop_units([agent for name, agent in old.items() if name not in same])
     for name in old.keys() - new.keys():
@@ -358,17 +356,22 @@ def _restarts(name: str) -> int:
 
 
 def switch(number: int) -> None:
-    """Switch, or go back to where we were."""
+    """Switch, or go back to where we were. What only prepares can fail without anything to undo but itself."""
     former = current_generation()
+    switched = False
     try:
+        prepare(number)
+        switched = True
         switch_to(number, former)
     except (Failed, OSError, KeyError) as error:
         try:
-            if former is None:
+            if former is not None:
+                prepare(former)
+            if switched and former is None:
                 CURRENT.unlink(missing_ok=True)
-            elif former != number:
+            elif switched and former is not None and former != number:
                 switch_to(former, number)
-        except Failed as second:
+        except (Failed, OSError) as second:
             raise Failed(f"{error}\nand going back to generation {former} failed too: {second}") from error
         raise Failed(f"{error}\ngeneration {former if former is not None else '(none)'} is in force") from error
 

@@ -48,8 +48,18 @@ CONTENT: dict[str, tuple[int, Path | str]] = {
     "etc/fstab": (0o644, "/dev/vda / ext4 defaults 0 1\n"),
     "etc/systemd/network/lan.network": (
         0o644,
-        "[Match]\nName=eth0\n[Link]\nRequiredForOnline=no\n[Network]\nAddress=10.0.2.15/24\n"
-        "Gateway=10.0.2.2\nAddress=fec0::15/64\nLinkLocalAddressing=ipv6\nIPv6AcceptRA=no\n",
+        """\
+[Match]
+Name=eth0
+[Link]
+RequiredForOnline=no
+[Network]
+Address=10.0.2.15/24
+Gateway=10.0.2.2
+Address=fec0::15/64
+LinkLocalAddressing=ipv6
+IPv6AcceptRA=no
+""",
     ),
     "etc/ssh/sshd_config.d/tentaflake.conf": (
         0o644,
@@ -57,8 +67,13 @@ CONTENT: dict[str, tuple[int, Path | str]] = {
     ),
     "etc/systemd/system/ssh.service.d/host-key.conf": (
         0o644,
-        "[Service]\nExecStartPre=\nExecStartPre=/bin/sh -c 'test -e /etc/ssh/ssh_host_ed25519_key || "
-        'ssh-keygen -q -t ed25519 -N "" -f /etc/ssh/ssh_host_ed25519_key\'\nExecStartPre=/usr/sbin/sshd -t\n',
+        """\
+[Service]
+ExecStartPre=
+ExecStartPre=/bin/sh -c 'test -e /etc/ssh/ssh_host_ed25519_key || \\
+  ssh-keygen -q -t ed25519 -N "" -f /etc/ssh/ssh_host_ed25519_key'
+ExecStartPre=/usr/sbin/sshd -t
+""",
     ),
     "etc/systemd/system/serial-getty@ttyS0.service.d/autologin.conf": (
         0o644,
@@ -92,7 +107,7 @@ def debian_sources() -> str:
         text=True,
         check=False,
     ).stdout
-    mirrors = {}
+    mirrors: dict[str, str] = {}
     for line in listing.splitlines():
         origin, label, uri = line.split("|", 2)
         if origin == "Debian" and label in ("Debian", "Debian-Security"):
@@ -107,9 +122,7 @@ def debian_sources() -> str:
 
 def apt_options() -> list[str]:
     """This machine's own apt settings for fetching (proxy, certificates, retries)."""
-    dump = subprocess.run(
-        ["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=False
-    ).stdout
+    dump = subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=False).stdout
     wanted = re.compile(r"Acquire::(https?::|Retries|Check-Valid-Until|Check-Date|ForceIPv)", re.IGNORECASE)
     return [line for line in dump.splitlines() if wanted.match(line) and not line.endswith('"";')]
 
@@ -273,9 +286,7 @@ def _make_disk(root: Path, directory: Path, images: bytes) -> None:
     command = ["sh", "-c", script, "sh", str(root), DISK_SIZE]
     if os.geteuid() != 0:
         command = ["fakeroot", *command]
-    done = subprocess.run(
-        command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         raise HarnessError(f"the guest's disk could not be made:\n{done.stderr.strip()[-2000:]}")
 

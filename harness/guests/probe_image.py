@@ -69,7 +69,21 @@ def build(busybox: bytes, applets: list[str]) -> Images:
     """The images around a static ``busybox`` binary, with a link for each of its ``applets``."""
     files: dict[str, tuple[int, bytes | str | None]] = {
         directory: (0o1777 if directory == "tmp" else 0o755, None)
-        for directory in ("bin", "dev", "etc", "home", "proc", "root", "run", "suid", "sys", "tmp", "usr", "var", "var/lib")
+        for directory in (
+            "bin",
+            "dev",
+            "etc",
+            "home",
+            "proc",
+            "root",
+            "run",
+            "suid",
+            "sys",
+            "tmp",
+            "usr",
+            "var",
+            "var/lib",
+        )
     }
     files["bin/busybox"] = (0o755, busybox)
     for applet in sorted(set(applets) - {"busybox"}):

@@ -50,7 +50,7 @@ def container_processes(host: Host, agent: Agent) -> list[Process]:
     """All processes in the container's cgroup, whatever their uid. Raises when there are none."""
     done = host.run(
         "root=$(pgrep -o -u %s) || exit 3; "
-        'cgroup=/sys/fs/cgroup$(cut -d: -f3 /proc/$root/cgroup); case $cgroup in *docker*) ;; *) exit 3; esac; '
+        "cgroup=/sys/fs/cgroup$(cut -d: -f3 /proc/$root/cgroup); case $cgroup in *docker*) ;; *) exit 3; esac; "
         "for p in $(cat $cgroup/cgroup.procs); do cat /proc/$p/status; echo =; done",
         str(agent.uid),
     )

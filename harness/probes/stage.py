@@ -52,9 +52,9 @@ def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
         "echo $!",
     ]
     for name, (directory, uid) in owners.items():
+        as_agent = f"setpriv --reuid={uid} --regid={uid} --clear-groups"
         lines += [
-            f"setpriv --reuid={uid} --regid={uid} --clear-groups "
-            f"sh -euc {plant} sh {quote(directory)} {' '.join(tokens[name])}",
+            f"{as_agent} sh -euc {plant} sh {quote(directory)} {' '.join(tokens[name])}",
             f"echo $(pgrep -o -u {uid}) $(pgrep -u {uid})",
         ]
     done = host.run("sh -c %s", "\n".join(lines))
@@ -66,4 +66,3 @@ def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
         name: Target(name, directories[name], *tokens[name], pids=row, all_pids=[each[0] for each in rows])
         for name, row in zip([HOST, *owners], rows, strict=True)
     }
-

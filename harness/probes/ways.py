@@ -219,12 +219,16 @@ def send_signal(attacker: Attacker, target: Target) -> str:
 
 @way("trace with ptrace", claim="U2", origins=("uid",), token=lambda target: f"traced {target.pids[0]}\n")
 def trace(attacker: Attacker, target: Target) -> str:
-    """All targets by one program, the same for each: an interpreter is slow to start."""
+    """All targets by one program, the same for each: an interpreter is slow to start.
+
+    Root keeps to its own: a process that it traces can not be traced by its owner.
+    """
+    pids = target.pids[:1] if attacker is ROOT else target.all_pids
     program = dedent(f"""\
         import ctypes
         libc = ctypes.CDLL(None, use_errno=True)
         PTRACE_SEIZE = 0x4206
-        for pid in {list(target.all_pids)}:
+        for pid in {list(pids)}:
             refused = libc.ptrace(PTRACE_SEIZE, pid, 0, 0)
             print(f"{{pid}}: errno {{ctypes.get_errno()}}" if refused else f"traced {{pid}}")""")
     return f"python3 -I -S -c {quote(program)}"
@@ -280,7 +284,20 @@ def remount(attacker: Attacker, target: Target) -> str:
     return "mount -o remount,rw / && won"
 
 
-SYSTEM_DIRECTORIES = ("/", "/bin", "/etc", "/home", "/root", "/run", "/usr", "/var", "/var/lib", "/dev", "/proc/sys/kernel", "/sys")
+SYSTEM_DIRECTORIES = (
+    "/",
+    "/bin",
+    "/etc",
+    "/home",
+    "/root",
+    "/run",
+    "/usr",
+    "/var",
+    "/var/lib",
+    "/dev",
+    "/proc/sys/kernel",
+    "/sys",
+)
 
 
 def writes(plan: Plan) -> list[Attempt]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from harness.cache import Cache, explain_disk_errors, key_of
 from harness.errors import HarnessError
-from harness.vm.image import Image
 from harness.progress import step
+from harness.vm.image import Image
 from harness.vm.qemu import Hardware, host_cpu, qemu_version, start_qemu
 
 CHOICES = ("auto", "kvm", "tcg")

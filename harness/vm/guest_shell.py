@@ -13,8 +13,8 @@ bytes. Output travels as it was written; no output, however hostile, can look li
     guest to host    h hello (JSON)     o stdout    e stderr    x exit (JSON)
 """
 
+import contextlib
 import fcntl
-import glob
 import json
 import os
 import selectors
@@ -23,6 +23,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 PORT_NAME = "tentaflake.shell"
 HEADER = struct.Struct("!cII")
@@ -73,10 +74,20 @@ def hello(message: dict[str, object]) -> dict[str, object]:
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+
+
+def start(argv: list[str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        close_fds=False,
+        cwd=Path.home(),
+    )
 
 
 def run(port: Port, request: int, order: dict[str, object], stdin: bytes) -> None:
@@ -85,33 +96,30 @@ def run(port: Port, request: int, order: dict[str, object], stdin: bytes) -> Non
     assert isinstance(argv, list)
     deadline = time.monotonic() + float(str(order["timeout"]))
     try:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            close_fds=False,
-            cwd=os.path.expanduser("~"),
-        )
+        process = start(argv)
     except (OSError, ValueError) as error:  # ValueError: a NUL, or what is no text, in an argument
         reason = getattr(error, "strerror", None) or error
         code = 127 if isinstance(error, FileNotFoundError) else 126
         port.send(b"e", request, f"{argv[0]}: {reason}\n".encode(errors="replace"))
         port.send(b"x", request, json.dumps({"exit": code, "timed_out": False}).encode())
         return
+    timed_out = pump(port, request, process, stdin, deadline)
+    code = process.wait()
+    verdict = {"exit": 128 - code if code < 0 else code, "timed_out": timed_out}
+    port.send(b"x", request, json.dumps(verdict).encode())
+
+
+def pump(port: Port, request: int, process: "subprocess.Popen[bytes]", stdin: bytes, deadline: float) -> bool:
+    """Feed the process and pass its output on until it has exited; True if it had to be killed at the deadline."""
     assert process.stdin and process.stdout and process.stderr
+    pidfd = os.pidfd_open(process.pid)
     streams = selectors.DefaultSelector()
+    streams.register(pidfd, selectors.EVENT_READ, b"x")
     for pipe, kind in ((process.stdout, b"o"), (process.stderr, b"e")):
         os.set_blocking(pipe.fileno(), False)
         streams.register(pipe, selectors.EVENT_READ, kind)
     os.set_blocking(process.stdin.fileno(), False)
-    if stdin:
-        streams.register(process.stdin, selectors.EVENT_WRITE, b"")
-    else:
-        process.stdin.close()
-    pidfd = os.pidfd_open(process.pid)
-    streams.register(pidfd, selectors.EVENT_READ, b"x")
+    streams.register(process.stdin, selectors.EVENT_WRITE, b"i")
     rest = memoryview(stdin)
     timed_out = exited = False
     while not exited:
@@ -123,11 +131,8 @@ def run(port: Port, request: int, order: dict[str, object], stdin: bytes) -> Non
         for key, _ in streams.select(left):
             if key.data == b"x":
                 exited = True
-            elif key.data == b"":
-                try:
-                    rest = rest[os.write(key.fd, rest[:CHUNK]) :]
-                except BrokenPipeError:
-                    rest = rest[:0]
+            elif key.data == b"i":
+                rest = feed(key.fd, rest)
                 if not rest:
                     streams.unregister(process.stdin)
                     process.stdin.close()
@@ -139,18 +144,22 @@ def run(port: Port, request: int, order: dict[str, object], stdin: bytes) -> Non
         left_over = fcntl.fcntl(key.fd, fcntl.F_GETPIPE_SZ) if key.data in (b"o", b"e") else 0
         while left_over > 0 and forward(port, request, streams, key):
             left_over -= CHUNK
-    code = process.wait()
-    os.close(pidfd)
     streams.close()
+    os.close(pidfd)
     for pipe in (process.stdin, process.stdout, process.stderr):
         pipe.close()
-    verdict = {"exit": 128 - code if code < 0 else code, "timed_out": timed_out}
-    port.send(b"x", request, json.dumps(verdict).encode())
+    return timed_out
 
 
-def forward(
-    port: Port, request: int, streams: selectors.BaseSelector, key: selectors.SelectorKey
-) -> bool:
+def feed(fd: int, data: memoryview) -> memoryview:
+    """Write what fits; returns the rest, nothing if nobody reads."""
+    try:
+        return data[os.write(fd, data[:CHUNK]) :]
+    except BrokenPipeError:
+        return data[:0]
+
+
+def forward(port: Port, request: int, streams: selectors.BaseSelector, key: selectors.SelectorKey) -> bool:
     """Pass on what can be read without waiting; False when there is nothing (more)."""
     try:
         data = os.read(key.fd, CHUNK)
@@ -166,18 +175,16 @@ def forward(
 def find_port() -> str:
     """The device of our port, found by its name in sysfs (no udev rule needed)."""
     while True:
-        for name in glob.glob("/sys/class/virtio-ports/*/name"):
-            with open(name) as file:
-                if file.read().strip() == PORT_NAME:
-                    return "/dev/" + name.split("/")[-2]
+        for name in Path("/sys/class/virtio-ports").glob("*/name"):
+            if name.read_text().strip() == PORT_NAME:
+                return f"/dev/{name.parent.name}"
         time.sleep(0.05)
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--stdio"]:  # the same program over a socket, for tests without a guest
-        port = Port(0)
-    else:
-        port = Port(os.open(find_port(), os.O_RDWR | os.O_CLOEXEC))
+    # --stdio: the same program over a socket, for tests without a guest.
+    stdio = sys.argv[1:] == ["--stdio"]
+    port = Port(0 if stdio else os.open(find_port(), os.O_RDWR | os.O_CLOEXEC))
     stdin, stdin_of = b"", 0
     while True:
         kind, request, payload = port.receive()

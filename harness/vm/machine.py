@@ -53,16 +53,14 @@ class Machine:
 
     @cached_property
     def shell(self) -> Shell:
-        return Shell(self.process.shell, self.process.check)
+        return Shell(self.process.shell, self.process.check, self.process.console_tail)
 
     @cached_property
     def host(self) -> testinfra.host.Host:
         """A testinfra ``Host`` on this machine."""
         return testinfra.host.Host(ShellBackend(self.shell, self.process.directory.name))
 
-    def run(
-        self, command: str | Sequence[str], *, timeout: float = 60.0, stdin: bytes = b""
-    ) -> Result:
+    def run(self, command: str | Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> Result:
         """Run a shell command line or an argument vector as root; see ``Shell.run``."""
         return self.shell.run(command, timeout=timeout, stdin=stdin)
 
@@ -103,7 +101,7 @@ class Machine:
             yield client
 
     @contextmanager
-    def console(self, timeout: float = 30.0) -> Iterator[SocketSpawn]:
+    def console(self, timeout: float = 30.0) -> Iterator["SocketSpawn[bytes]"]:
         """The serial console as a pexpect object; a root shell waits there."""
         directory = os.open(self.process.directory, os.O_PATH)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -51,18 +51,14 @@ def find_qemu() -> Path:
     name = f"qemu-system-{os.uname().machine}"
     path = shutil.which(name)
     if path is None:
-        raise HarnessError(
-            f"{name} is not installed", hint="run ci/setup, or install qemu-system-x86"
-        )
+        raise HarnessError(f"{name} is not installed", hint="run ci/setup, or install qemu-system-x86")
     return Path(path)
 
 
 @cache
 def qemu_version() -> tuple[int, ...]:
     """QEMU's version, e.g. ``(7, 2, 22)``."""
-    text = subprocess.run(
-        [find_qemu(), "--version"], check=True, capture_output=True, text=True
-    ).stdout
+    text = subprocess.run([find_qemu(), "--version"], check=True, capture_output=True, text=True).stdout
     match = re.search(r"version (\d+)\.(\d+)\.(\d+)", text)
     if match is None:
         raise HarnessError(f"cannot read the version of {find_qemu()} from {text!r}")
@@ -165,7 +161,7 @@ class Process:
                 if data.get("nospace"):
                     self._fatal = HostDiskFull(
                         f"the disk under {self.directory} is full; QEMU has stopped the machine",
-                        hint="free some space, or choose another place with --vm-cache; `harness image prune` deletes old templates",
+                        hint="free some space, run `harness image prune`, or choose another place with --vm-cache",
                     )
                     raise self._fatal
 
@@ -204,10 +200,8 @@ class Process:
             self.popen.kill()
         self.popen.wait()
         self.shell.close()
-        try:
+        with suppress(QMPError, OSError, EOFError):  # the peer is dead, as it should be
             self.qmp.close()
-        except (QMPError, OSError, EOFError):
-            pass  # the peer is dead, as it should be
 
     def _find_panic(self) -> str | None:
         try:
@@ -230,15 +224,16 @@ class Process:
         log = (self.directory / "qemu.log").read_text(errors="replace").strip()[-2000:]
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return GuestDied(
-            f"QEMU (pid {self.popen.pid}) ended {how}"
-            + (f"\n{log}" if log else "")
-            + f"\n{self.console_tail()}",
+            f"QEMU (pid {self.popen.pid}) ended {how}" + (f"\n{log}" if log else "") + f"\n{self.console_tail()}",
             hint=f"its command line was:\n  {shlex.join(self.command)}",
         )
 
 
 def _die_with_parent() -> None:
-    """In the child: be killed when the thread that started it dies (prctl(2), PR_SET_PDEATHSIG)."""
+    """In the child: be killed when the thread that started it dies (prctl(2), PR_SET_PDEATHSIG).
+
+    So QEMU is to be started from a thread that outlives it: the main one.
+    """
     _libc.prctl(1, signal.SIGKILL)
 
 
@@ -281,7 +276,7 @@ def start_qemu(
             stdout=log,
             stderr=log,
             pass_fds=[qmp_there.fileno(), shell_there.fileno(), *inherit],
-            preexec_fn=_die_with_parent,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 (one system call; from the main thread, see there)
         )
     (directory / "qemu.pid").write_text(str(popen.pid))
     qmp_there.close()

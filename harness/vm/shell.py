@@ -55,9 +55,7 @@ class Result:
     def stop_if_timed_out(self) -> "Result":
         """Return self, or raise ``CommandTimeout`` if the guest had to kill it."""
         if self.timed_out:
-            raise CommandTimeout(
-                f"in the guest, killed after {self.seconds:.1f} s: {self._shown()}\n{self._tail()}"
-            )
+            raise CommandTimeout(f"in the guest, killed after {self.seconds:.1f} s: {self._shown()}\n{self._tail()}")
         return self
 
     def _shown(self) -> str:
@@ -71,12 +69,16 @@ class Shell:
     """A root shell over a connected socket. One command at a time.
 
     ``watch`` is called while waiting; it raises when the guest has died, so that no wait outlives it.
+    ``last_words`` gives the end of the guest's console, for the error when it does not answer.
     """
 
-    def __init__(self, connection: socket.socket, watch: Callable[[], None]) -> None:
+    def __init__(
+        self, connection: socket.socket, watch: Callable[[], None], last_words: Callable[[], str] = str
+    ) -> None:
         self._socket = connection
         self._socket.setblocking(False)
         self._watch = watch
+        self._last_words = last_words
         self._request = int.from_bytes(os.urandom(3), "big") << 8
         self._buffer = bytearray()
         self._unsent = bytearray()
@@ -99,9 +101,7 @@ class Shell:
                     raise HarnessError(f"the guest can not set its clock and randomness: {answer['error']}")
                 return answer
 
-    def run(
-        self, command: str | Sequence[str], *, timeout: float = 60.0, stdin: bytes = b""
-    ) -> Result:
+    def run(self, command: str | Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> Result:
         """Run a shell command line, or an argument vector, as root; never raises for its exit code.
 
         ``timeout`` is in seconds, after which the guest kills it with all its process group.
@@ -147,8 +147,9 @@ class Shell:
                 self._watch()
             if time.monotonic() > deadline:  # even while it talks: it may be about something else for ever
                 raise GuestUnresponsive(
-                    f"the guest's root shell has not answered in time; it was asked: {doing[:200]}",
-                    hint="its console log shows what it was doing; a host with too little CPU or memory looks the same",
+                    "the guest's root shell has not answered in time; "
+                    f"it was asked: {doing[:200]}\n{self._last_words()}",
+                    hint="its console may show what it was doing; a host with too little CPU or memory looks the same",
                 )
 
     def _send(self, data: bytes, deadline: float) -> None:
@@ -189,4 +190,4 @@ class Shell:
         while time.monotonic() < deadline:
             self._watch()
             time.sleep(0.02)
-        raise GuestUnresponsive("the guest's root shell has closed its end")
+        raise GuestUnresponsive(f"the guest's root shell has closed its end\n{self._last_words()}")

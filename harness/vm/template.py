@@ -178,9 +178,7 @@ def _authorize_ssh(machine: Machine, directory: Path) -> None:
             serialization.NoEncryption(),
         )
     )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     machine.run("mkdir -p -m 700 /root/.ssh").check()
     machine.put(public + b" tentaflake\n", "/root/.ssh/authorized_keys", 0o600)
 

@@ -1,0 +1,125 @@
+"""The contract itself: every claim is attacked, or said to be to come."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.contract import CLAIMS, ClaimBroken, ControlFailed, find_claim, missing_tests
+from harness.errors import HarnessError
+from harness.plugin import check_outcomes
+from harness.policy import evaluate
+from harness.probes.attempts import Attacker, Attempt, Outcome, Seen
+from harness.probes.containers import foreign_mounts, parse_mountinfo, parse_status
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+LIST_CLAIMS = """
+import pytest
+class Lister:
+    def pytest_collection_finish(self, session):
+        for item in session.items:
+            print(*(f"claim {mark.args[0]}\\n" for mark in item.iter_markers("claim")))
+pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "tests/contract"], plugins=[Lister()])
+"""
+
+
+def test_every_claim_that_is_not_to_come_has_a_test() -> None:
+    """By asking pytest, in a process of its own, which claims the collected tests are marked with."""
+    command = [sys.executable, "-W", "ignore::UserWarning", "-c", LIST_CLAIMS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    tested = {line.split()[1] for line in done.stdout.splitlines() if line.strip().startswith("claim ")}
+    assert "D2" in tested, done.stdout + done.stderr
+    assert missing_tests(tested) == []
+
+
+def test_a_claim_without_a_test_is_named() -> None:
+    assert missing_tests(set(CLAIMS) - {"D2"}) == ["D2"]
+
+
+def test_an_unknown_claim_lists_those_that_exist() -> None:
+    with pytest.raises(HarnessError, match="no claim 'Z9'") as caught:
+        find_claim("Z9")
+    assert "U1, U2, U3" in str(caught.value)
+
+
+def test_the_documentation_lists_every_claim() -> None:
+    text = (ROOT / "docs" / "contract.md").read_text()
+    for claim in CLAIMS.values():
+        assert f"**{claim.id}** {claim.text}{' *(to come)*' if claim.to_come else ''}\n" in text
+
+
+def outcome(expected: Seen, seen: Seen) -> Outcome:
+    return Outcome(Attempt("D2", "a way", Attacker("root"), "host", "true", expected), seen, b"")
+
+
+def test_an_attack_that_gets_through_breaks_the_claim() -> None:
+    with pytest.raises(ClaimBroken, match="D2 is broken"):
+        check_outcomes("a way", [outcome("reached", "reached"), outcome("refused", "reached")])
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [
+        [outcome("refused", "refused")],
+        [outcome("reached", "refused"), outcome("refused", "refused")],
+        [outcome("reached", "reached"), outcome("refused", "unknown")],
+        [],
+    ],
+)
+def test_an_attack_without_a_working_control_proves_nothing(outcomes: list[Outcome]) -> None:
+    with pytest.raises(ControlFailed, match="proves nothing"):
+        check_outcomes("a way", outcomes)
+
+
+def test_a_refused_attack_with_its_control_holds() -> None:
+    check_outcomes("a way", [outcome("reached", "reached"), outcome("refused", "refused")])
+
+
+AGENT = next(iter(evaluate(ROOT / "agents.nix").agents.values()))
+OWN = f"1 2 8:1 {AGENT.state_dir} {AGENT.state_dir} rw,relatime - ext4 /dev/vda rw"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "1 2 0:5 /docker.sock /run/docker.sock rw - tmpfs tmpfs rw".replace("tmpfs tmpfs", "ext4 /dev/vda"),
+        "1 2 8:1 / /host ro - ext4 /dev/vda rw",
+        f"1 2 8:1 {AGENT.state_dir}-other {AGENT.state_dir} rw - ext4 /dev/vda rw",
+        f"1 2 8:1 {AGENT.config.path} {AGENT.state_dir}/config.yaml rw - ext4 /dev/vda rw",
+        "1 2 8:1 /etc/hosts /etc/hosts ro - ext4 /dev/vda rw",
+        "1 2 8:1 /a\\040b /with\\040space rw - ext4 /dev/vda rw",
+    ],
+)
+def test_a_mount_of_the_host_is_found(line: str) -> None:
+    assert foreign_mounts(parse_mountinfo(f"{OWN}\n{line}\n"), AGENT) == parse_mountinfo(line)
+
+
+UNPRIVILEGED = "\n".join(
+    ["Pid:\t7", "Uid:\t5\t5\t5\t5", "Gid:\t5\t5\t5\t5", "Groups:\t5 "]
+    + [f"{name}:\t0000000000000000" for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")]
+    + ["NoNewPrivs:\t1", "Seccomp:\t2"]
+)
+
+
+def test_an_unprivileged_process_has_nothing_to_find() -> None:
+    assert parse_status(UNPRIVILEGED).privileges(5, 5) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("Uid:\t5\t5", "Uid:\t5\t0"),
+        ("Gid:\t5", "Gid:\t0"),
+        ("Groups:\t5", "Groups:\t5 998"),
+        ("CapBnd:\t0000000000000000", "CapBnd:\t0000000000000400"),
+        ("CapInh:\t0000000000000000", "CapInh:\t0000000000000001"),
+        ("NoNewPrivs:\t1", "NoNewPrivs:\t0"),
+        ("Seccomp:\t2", "Seccomp:\t0"),
+    ],
+)
+def test_each_privilege_is_found(before: str, after: str) -> None:
+    assert before in UNPRIVILEGED
+    assert len(parse_status(UNPRIVILEGED.replace(before, after)).privileges(5, 5)) == 1
