@@ -294,7 +294,7 @@ def pytest_runtest_makereport(
     if call.when == "call" and (cells := item.stash.get(CELLS, None)):
         report.user_properties.append(("cells", cells))
     if call.excinfo is not None:
-        report.user_properties.append(("untried", not call.excinfo.errisinstance(AssertionError)))
+        report.user_properties.append(("untried", _untried(call.excinfo)))
     machines = [machine for machine in item.config.stash.get(RUNNING, []) if _used_by(item, machine)]
     if report.failed and call.when in ("setup", "call") and machines:
         artifacts = _artifacts(item.config)
@@ -310,11 +310,16 @@ def pytest_runtest_makereport(
     return report
 
 
+def _untried(error: pytest.ExceptionInfo[BaseException]) -> bool:
+    """Whether a failure says nothing of the claim: it is no assertion, or testinfra's about a command that failed."""
+    return not error.errisinstance(AssertionError) or "testinfra" in Path(error.traceback[-1].path).parts
+
+
 def _used_by(item: pytest.Item, machine: Machine) -> bool:
-    """Whether the test has this machine among its fixtures' values."""
-    values = getattr(item, "funcargs", {}).values()
-    names = set(getattr(item, "fixturenames", ()))
-    return machine in values or bool(names & {"machine", "shared_machine", "attacked_machine"})
+    """Whether the test has this machine, itself or by way of a fixture."""
+    if machine in getattr(item, "funcargs", {}).values():
+        return True
+    return any(name.endswith("_machine") for name in getattr(item, "fixturenames", ()))
 
 
 def _open_shell(item: pytest.Item, machine: Machine) -> None:
