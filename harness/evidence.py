@@ -1,6 +1,7 @@
 """Evidence of a failed test, on disk before the machine is gone."""
 
 import re
+import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,14 +26,15 @@ ARCHIVE = 'cd $(mktemp -d) && {commands} tar -czf - . && rm -rf "$PWD"'
 
 def directory_for(artifacts: Path, test: str) -> Path:
     """``<artifacts>/<test id, made a safe path>``."""
-    safe = re.sub(r"[^A-Za-z0-9._\[\]-]+", "-", test.replace("::", "/").replace(".py", "")).replace("/", "_")
+    safe = re.sub(r"[^A-Za-z0-9._\[\]-]+", "-", test.replace(".py::", "/"))
     return artifacts / safe.strip("-")[:150]
 
 
 def collect(machines: Sequence[Machine], artifacts: Path, test: str) -> Path:
     """Write what can be had from each machine; returns the directory. Never raises for a dead guest."""
     directory = directory_for(artifacts, test)
-    directory.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)  # what an earlier run left would be taken for this one's
+    directory.mkdir(parents=True)
     for number, machine in enumerate(machines):
         place = directory if len(machines) == 1 else directory / f"machine-{number}"
         place.mkdir(exist_ok=True)

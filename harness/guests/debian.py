@@ -44,7 +44,8 @@ CONTENT: dict[str, tuple[int, Path | str]] = {
     "etc/systemd/system-generators/tentaflake": (0o755, FILES / "unit-generator"),
     "etc/hostname": (0o644, "agent-host\n"),
     "etc/hosts": (0o644, "127.0.0.1 localhost agent-host\n::1 localhost agent-host\n"),
-    "etc/resolv.conf": (0o644, "nameserver 10.0.2.3\n"),
+    # There is no name server: a look-up is refused at once, where a wrong address would time out.
+    "etc/resolv.conf": (0o644, "nameserver 127.0.0.1\n"),
     "etc/fstab": (0o644, "/dev/vda / ext4 defaults 0 1\n"),
     "etc/systemd/network/lan.network": (
         0o644,

@@ -114,7 +114,9 @@ def judge(claim: str, to_come: bool, tests: Sequence[tuple[str, Outcome]]) -> Cl
 
 def matrix_table(cells: Iterable[Cell]) -> Table:
     """Attackers down, targets across, a mark per way tried; the paths of a container are one column."""
-    cells = list(cells)
+    cells = sorted(
+        cells, key=lambda cell: (cell.attacker == "root", cell.attacker, cell.target == "host", cell.target[0] == "/")
+    )
     columns = list(dict.fromkeys(_column(cell) for cell in cells))
     table = Table(title="isolation matrix", title_justify="left", caption_justify="left", pad_edge=False)
     table.caption = ". refused   + reached, as it should be   X reached   - refused, but should not be   ? unknown"

@@ -62,7 +62,7 @@ def test_the_run_fails_as_it_would_without_evidence(failed: Run) -> None:
 
 
 def test_the_place_is_made_from_the_tests_id(failed: Run) -> None:
-    assert failed.evidence.name == "test_child_test_that_fails[a_b-c]"
+    assert failed.evidence.name == "test_child-test_that_fails[a-b-c]"
 
 
 def test_the_failure_names_the_place_and_a_command_that_opens_it(failed: Run) -> None:
@@ -128,9 +128,12 @@ def test_that_loses_its_machine(machine):
 
 
 def test_a_dead_machine_leaves_its_console_and_how_it_died(lab: Lab, plan: Plan, tmp_path: Path) -> None:
+    stale = tmp_path / "found" / "test_child-test_that_loses_its_machine" / "of an earlier run"
+    stale.mkdir(parents=True)
     lab.activated(plan)
     done = run_pytest(tmp_path, DEAD, *vm_options(lab.settings), "--vm-artifacts=found")
     assert "GuestDied" in done.stdout
+    assert not stale.exists()
     last = tmp_path / "found" / "last"
     assert (last / "console.log").exists()
     assert "SIGKILL" in (last / "guest-did-not-answer.txt").read_text()
