@@ -19,7 +19,7 @@ from rich.table import Table
 from harness import bench as benchmarks
 from harness.contract import find_claim
 from harness.errors import HarnessError
-from harness.lab import Lab, Settings
+from harness.lab import Lab, Settings, settings
 from harness.plugin import REPOSITORY, ssh_command
 from harness.policy import Plan, evaluate, evaluate_flake
 from harness.progress import step
@@ -101,7 +101,7 @@ def verify(
     started = time.monotonic()
     for each in claim or []:
         find_claim(each)
-    lab = Lab(Settings(guest=guest, accel=accel, cache=cache))
+    lab = Lab(settings(guest=guest, accel=accel, cache=cache))
     plan = read_plan(agents, flake)
     adapted = lab.adapt(plan)
     lab.activated(adapted)
@@ -193,7 +193,7 @@ def image_show(
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
     """What the machines boot: the packages' versions, the container images. Builds it if need be."""
-    lab = Lab(Settings(guest=guest, cache=cache))
+    lab = Lab(settings(guest=guest, cache=cache))
     manifest = lab.image.manifest
     if as_json:
         print(json.dumps(manifest, indent=1, sort_keys=True))
@@ -210,7 +210,7 @@ def image_build(
     guest: GuestOption = DEFAULTS.guest, accel: AccelOption = DEFAULTS.accel, cache: CacheOption = DEFAULTS.cache
 ) -> None:
     """Make everything that a run needs: the image, the booted template, the activated one."""
-    lab = Lab(Settings(guest=guest, accel=accel, cache=cache))
+    lab = Lab(settings(guest=guest, accel=accel, cache=cache))
     template = lab.activated(lab.adapt(read_plan(None, None)))
     print(f"ready: image {lab.image.key}, template {template.key}, under {lab.accelerator.accelerator.upper()}")
 
@@ -221,7 +221,7 @@ def image_prune(
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
     """Delete images and templates that were not used for a while; 0 days deletes all of them."""
-    lab = Lab(Settings(cache=cache))
+    lab = Lab(settings(cache=cache))
     pruned = lab.cache.prune(unused_for=days * 86400)
     for path in pruned:
         print(f"deleted {path.relative_to(lab.cache.root)}")
@@ -238,7 +238,7 @@ def shell(
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
     """A root shell in a fresh machine with the agents running; the machine is gone when you leave."""
-    lab = Lab(Settings(guest=guest, accel=accel, cache=cache))
+    lab = Lab(settings(guest=guest, accel=accel, cache=cache))
     with lab.machine(lab.adapt(read_plan(agents, flake))) as machine:
         if command:
             result = machine.run(" ".join(command), timeout=3600)
@@ -257,7 +257,7 @@ def bench(
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
     """Measure, on this machine and in one run, what the README claims."""
-    lab = Lab(Settings(accel=accel, cache=cache))
+    lab = Lab(settings(accel=accel, cache=cache))
     metrics = benchmarks.measure(lab, repeat, only)
     benchmarks.print_table(Console(highlight=False, stderr=str(json_file) == "-"), metrics)
     write_json(json_file, metrics)

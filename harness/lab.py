@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from harness.cache import Cache, default_root
 from harness.errors import HarnessError
@@ -103,17 +104,18 @@ class Lab:
             yield machine
 
 
-def settings_from_environment() -> Settings:
-    """Settings from ``TENTAFLAKE_GUEST``, ``_ACCEL``, ``_CPUS``, ``_MEMORY`` and ``_CACHE``."""
+def settings(**chosen: Any) -> Settings:
+    """Settings as ``chosen``; the rest from ``TENTAFLAKE_GUEST``, ``_ACCEL``, ``_CPUS``, ``_MEMORY`` and ``_CACHE``."""
     default = Settings()
     get = os.environ.get
-    return Settings(
-        guest=get("TENTAFLAKE_GUEST", default.guest),
-        accel=get("TENTAFLAKE_ACCEL", default.accel),
-        cpus=_number("TENTAFLAKE_CPUS", default.cpus),
-        memory=_number("TENTAFLAKE_MEMORY", default.memory),
-        cache=Path(get("TENTAFLAKE_CACHE", default.cache)),
-    )
+    found = {
+        "guest": get("TENTAFLAKE_GUEST", default.guest),
+        "accel": get("TENTAFLAKE_ACCEL", default.accel),
+        "cpus": _number("TENTAFLAKE_CPUS", default.cpus),
+        "memory": _number("TENTAFLAKE_MEMORY", default.memory),
+        "cache": Path(get("TENTAFLAKE_CACHE", default.cache)),
+    }
+    return Settings(**{**found, **chosen})
 
 
 def _number(name: str, default: int) -> int:

@@ -64,25 +64,25 @@ def test_agent_cannot_touch_the_processes_of_others(way: str, outcomes: Callable
 IDENTITY = """
 for user in {users}; do
   getent passwd $user; getent group $user
-  find "$(getent passwd $user | cut -d: -f6)" -xdev ! -type p -printf '%p %U %G %m\\n' | sort
+  find "$(getent passwd $user | cut -d: -f6)" -xdev ! -type p -printf '%p %i %U %G %m\\n' | sort
 done"""
 
 
 @claim("U3")
 def test_changing_the_agents_leaves_the_others_as_they_are(machine: Machine, lab: Lab, plan: Plan) -> None:
-    """One agent goes, one comes, one is renamed; the first keeps its uid, its gid and its files, inode for inode."""
-    kept, *others = plan.agents.values()
-    specs: list[dict[str, object]] = [{"name": kept.name, "uid": kept.uid}]
-    specs += [{"name": f"{agent.name[:18]}-new", "autoStart": False} for agent in others[1:]]
-    specs += [{"name": "newcomer", "autoStart": False}]
-    changed = evaluate_many([specs])[0]
+    """The last agent is renamed, and one comes; the others keep uid, gid and files, inode for inode."""
+    everybody = list(plan.agents.values())
+    kept = everybody[:-1] or everybody
+    names = [f"{agent.name[:18]}-new" for agent in everybody[len(kept) :]] + ["newcomer"]
+    specs: list[dict[str, object]] = [{"name": agent.name, "uid": agent.uid} for agent in kept]
+    changed = evaluate_many([specs + [{"name": name, "autoStart": False} for name in names]])[0]
     assert isinstance(changed, Plan)
-    # The kept agent is the one that the plan under test has, whatever its spec says.
-    changed = msgspec.structs.replace(changed, agents={**changed.agents, kept.name: kept})
-    question = IDENTITY.format(users=kept.user)
+    # The kept agents are those of the plan under test, whatever else their specs say.
+    same = {agent.name: agent for agent in kept}
+    changed = msgspec.structs.replace(lab.adapt(changed), agents={**lab.adapt(changed).agents, **same})
+    question = IDENTITY.format(users=" ".join(agent.user for agent in kept))
     before = machine.run(question).check().text
-    assert str(kept.uid) in before  # the control: there is something to compare
-    lab.guest.activate(machine, lab.adapt(changed))
-    users = machine.run("getent passwd").check().text
-    assert "hermes-newcomer:" in users  # the control: the switch did happen
+    assert all(str(agent.uid) in before for agent in kept)  # the control: there is something to compare
+    lab.guest.activate(machine, changed)
+    assert "hermes-newcomer:" in machine.run("getent passwd").check().text  # the control: the switch did happen
     assert machine.run(question).check().text == before
