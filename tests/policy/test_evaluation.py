@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -166,6 +167,10 @@ def test_the_flakes_other_outputs_wire_the_same_policy(flake: Path) -> None:
         check=True,
         text=True,
     )
-    programs = '{"test":"exec SELF/ci/test \\"$@\\"","verify":"exec SELF/ci/harness verify \\"$@\\""}'
-    assert f'"programs":{{"aarch64-linux":{programs},"x86_64-linux":{programs}}}' in done.stdout
+    result = json.loads(done.stdout)
+    for programs in result["programs"].values():
+        assert "export PYTHONPATH=SELF" in programs["verify"]
+        assert 'exec python3 -P -m harness verify "$@"' in programs["verify"]
+        assert 'exec python3 -P -m pytest -p no:cacheprovider --rootdir=SELF SELF/tests "$@"' in programs["test"]
+    assert set(result["programs"]) == {"x86_64-linux", "aarch64-linux"}
     assert '"same":true' in done.stdout
