@@ -179,10 +179,11 @@ METRICS: dict[str, tuple[str, Callable[[Lab, Plan], float]]] = {
 
 def print_table(console: Console, metrics: dict[str, Metric]) -> None:
     table = Table(title="measured on this machine, in one run", title_justify="left")
-    for name in ("metric", "median", "min", "max", "n", "what"):
-        table.add_column(name, justify="left" if name in ("metric", "what") else "right")
+    for name in ("metric", "median", "min", "max", "n"):
+        table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
     for name, metric in metrics.items():
-        what = (METRICS[name][1].__doc__ or "").split("\n")[0]
-        values = (f"{value:.3g} {metric.unit}" for value in (metric.median, metric.min, metric.max))
-        table.add_row(name, *values, str(metric.n), what)
+        values = (
+            f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in (metric.median, metric.min, metric.max)
+        )
+        table.add_row(f"{name} ({metric.unit})", *values, str(metric.n))
     console.print(table)
