@@ -7,8 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from harness.errors import HarnessError
 from harness.lab import Lab
 from harness.policy import POLICY, Plan, evaluate, evaluate_many
 from harness.progress import step
-from harness.vm.machine import Machine
 from harness.vm.template import BOOT_TIMEOUT, power_on
 
 REPOSITORY = POLICY.parent.parent
@@ -68,28 +66,22 @@ def cold_boot(lab: Lab, plan: Plan) -> float:
             return time.monotonic() - started
 
 
-@contextmanager
-def _fork(lab: Lab, plan: Plan) -> Iterator[Machine]:
-    with lab.machine(plan) as machine:
-        yield machine
-
-
 def fork_restored(lab: Lab, plan: Plan) -> float:
     """QEMU started to the guest running."""
-    with _fork(lab, plan) as machine:
+    with lab.machine(plan) as machine:
         return machine.timings["restored"]
 
 
 def fork_first_answer(lab: Lab, plan: Plan) -> float:
     """QEMU started to the root shell's first answer, clock and randomness set."""
-    with _fork(lab, plan) as machine:
+    with lab.machine(plan) as machine:
         return machine.timings["first_answer"]
 
 
 def fork_ssh(lab: Lab, plan: Plan) -> float:
     """QEMU started to the first command's output over SSH."""
     started = time.monotonic()
-    with _fork(lab, plan) as machine, machine.ssh() as client:
+    with lab.machine(plan) as machine, machine.ssh() as client:
         _, stdout, _ = client.exec_command("echo here")
         assert stdout.read() == b"here\n"
         return time.monotonic() - started
@@ -101,7 +93,7 @@ def command(lab: Lab, plan: Plan) -> float:
         "import subprocess, time\nfor _ in range(20):\n"
         " t = time.monotonic(); subprocess.run(['/bin/sh', '-c', 'true']); print(time.monotonic() - t)"
     )
-    with _fork(lab, plan) as machine:
+    with lab.machine(plan) as machine:
         inside = [float(line) for line in machine.host.check_output("python3 -c %s", own).split()]
         outside = []
         for _ in range(20):
@@ -134,7 +126,7 @@ def pytest_first_result(lab: Lab, plan: Plan) -> float:
 
 def fork_memory(lab: Lab, plan: Plan) -> float:
     """Memory that a fork has of its own (private dirty pages), one second after its first answer."""
-    with _fork(lab, plan) as machine:
+    with lab.machine(plan) as machine:
         machine.run("sleep 1").check()
         text = Path(f"/proc/{machine.process.popen.pid}/smaps_rollup").read_text()
         dirty = next(line for line in text.splitlines() if line.startswith("Private_Dirty:"))

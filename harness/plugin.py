@@ -18,7 +18,7 @@ import subprocess
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import testinfra.host
@@ -50,7 +50,6 @@ OPTIONS: dict[str, tuple[str, Any, str]] = {
     "agents": ("FILE", None, "the agents under test, .nix or .json (default: agents.nix)"),
     "flake": ("REF", None, "the host under test, as FLAKE#HOST, in place of --vm-agents"),
 }
-Scope = Literal["session", "function"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

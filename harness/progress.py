@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.status import Status
 
-QUIET_SECONDS = 2.0
-
 
 @dataclass
 class Step:

@@ -29,7 +29,7 @@ from harness.cache import Cache, explain_disk_errors, key_of
 from harness.progress import step
 from harness.vm.image import Image
 from harness.vm.machine import Machine
-from harness.vm.qemu import Hardware, start_qemu
+from harness.vm.qemu import Hardware, Process, start_qemu
 
 FORMAT = 1
 """Part of every key: raise it when templates are made in another way."""
@@ -111,7 +111,7 @@ def _restore(template: Template, directory: Path, *, ram: Path, share: bool) -> 
                 inherit=[state.fileno()],
             )
         )
-        _ignore_shared_memory(process.execute)
+        _ignore_shared_memory(process)
         process.execute("migrate-incoming", uri=f"fd:{state.fileno()}")
         process.wait_status("paused", ANSWER_TIMEOUT)
         process.execute("cont")
@@ -121,9 +121,8 @@ def _restore(template: Template, directory: Path, *, ram: Path, share: bool) -> 
         yield machine
 
 
-def _ignore_shared_memory(execute: object) -> None:
-    assert callable(execute)
-    execute(
+def _ignore_shared_memory(process: Process) -> None:
+    process.execute(
         "migrate-set-capabilities",
         capabilities=[{"capability": "x-ignore-shared", "state": True}],
     )
@@ -134,7 +133,7 @@ def _snapshot(machine: Machine, directory: Path) -> None:
     process = machine.process
     machine.run("sync; echo 1 > /proc/sys/vm/drop_caches; fstrim -a 2>/dev/null; sync").stop_if_timed_out()
     process.execute("stop")
-    _ignore_shared_memory(process.execute)
+    _ignore_shared_memory(process)
     process.execute("migrate", uri="exec:cat > state")
     deadline = time.monotonic() + 120
     while (status := process.execute("query-migrate").get("status")) != "completed":
