@@ -1,7 +1,8 @@
 """One place where guest, hardware, cache and plan come together: give it a plan, get machines."""
 
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from harness.vm.machine import Machine
 from harness.vm.qemu import Hardware
 from harness.vm.template import BOOT_TIMEOUT, Template, cold_template, derived_template
 
+PROBES = Path(__file__).parent / "probes"
 GUESTS: dict[str, type[Guest]] = {"debian": DebianGuest}
 
 
@@ -97,10 +99,32 @@ class Lab:
             plan=plan.digest,
         )
 
+    def stage(self, plan: Plan, prepare: Callable[[Machine], None], *, title: str, **content: str) -> Template:
+        """The guest with ``plan`` (adapted) in force and something done to it, once, by ``prepare``.
+
+        ``content`` is what ``prepare`` depends on besides its own module and the probes, whose sources are in the key.
+        """
+        sources = [Path(inspect.getfile(prepare)), *sorted(PROBES.glob("*.py"))]
+        return derived_template(
+            self.cache,
+            self.activated(plan),
+            prepare,
+            title=title,
+            stage=prepare.__qualname__,
+            sources=[source.read_text() for source in sources],
+            **content,
+        )
+
     @contextmanager
     def machine(self, plan: Plan) -> Iterator[Machine]:
         """A fresh machine with ``plan`` (adapted) in force."""
-        with self.activated(plan).fork(self.cache) as machine:
+        with self.fork(self.activated(plan)) as machine:
+            yield machine
+
+    @contextmanager
+    def fork(self, template: Template) -> Iterator[Machine]:
+        """A fresh machine in the state of ``template``."""
+        with template.fork(self.cache) as machine:
             yield machine
 
 

@@ -16,7 +16,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,13 +172,13 @@ def agents(plan: Plan) -> Mapping[str, Agent]:
 
 @pytest.fixture
 def machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
-    with track_machine(request.config, lab, plan) as made:
+    with track_machine(request.config, lab.machine(plan)) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def shared_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
-    with track_machine(request.config, lab, plan) as made:
+    with track_machine(request.config, lab.machine(plan)) as made:
         yield made
 
 
@@ -190,7 +190,7 @@ def host(machine: Machine) -> testinfra.host.Host:
 @pytest.fixture(scope="session")
 def attacked_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
     """The machine on which the attacks of ``outcomes`` are tried."""
-    with track_machine(request.config, lab, plan) as made:
+    with track_machine(request.config, lab.machine(plan)) as made:
         yield made
 
 
@@ -226,18 +226,22 @@ def check_outcomes(way: str, outcomes: list[Outcome]) -> None:
         claim = find_claim(broken[0].attempt.claim)
         listing = "\n  ".join(map(str, broken))
         raise ClaimBroken(f"{claim.id} is broken: {claim.text}\n  {listing}")
-    wrong = [outcome for outcome in outcomes if not outcome.as_expected]
-    if wrong or not any(outcome.attempt.is_control for outcome in outcomes):
-        listing = "\n  ".join(map(str, wrong)) or "no positive control was tried"
-        raise ControlFailed(f"{way!r} proves nothing:\n  {listing}")
+    controls = [outcome for outcome in outcomes if outcome.attempt.is_control]
+    wrong = "\n  ".join(str(outcome) for outcome in outcomes if not outcome.as_expected)
+    if not controls:
+        wrong = wrong or "no positive control was tried"
+    elif len(controls) == len(outcomes):
+        wrong = wrong or "there was nobody to attack: the host has one agent only"
+    if wrong:
+        raise ControlFailed(f"{way!r} proves nothing:\n  {wrong}")
 
 
 @contextmanager
-def track_machine(config: pytest.Config, lab: Lab, plan: Plan) -> Iterator[Machine]:
+def track_machine(config: pytest.Config, machine: AbstractContextManager[Machine]) -> Iterator[Machine]:
     """A machine that is known to the evidence hook while it lives."""
     running = config.stash.setdefault(RUNNING, [])
     with ExitStack() as stack:
-        made = stack.enter_context(lab.machine(plan))
+        made = stack.enter_context(machine)
         running.append(made)
         try:
             yield made
@@ -293,7 +297,7 @@ def pytest_runtest_makereport(
     if call.when == "call" and (cells := item.stash.get(CELLS, None)):
         report.user_properties.append(("cells", cells))
     if call.excinfo is not None:
-        report.user_properties.append(("untried", _untried(call.excinfo)))
+        report.user_properties.append(("untried", is_untried(call.excinfo)))
     machines = [machine for machine in item.config.stash.get(RUNNING, []) if _used_by(item, machine)]
     if report.failed and call.when in ("setup", "call") and machines:
         artifacts = _artifacts(item.config)
@@ -309,7 +313,7 @@ def pytest_runtest_makereport(
     return report
 
 
-def _untried(error: pytest.ExceptionInfo[BaseException]) -> bool:
+def is_untried(error: pytest.ExceptionInfo[BaseException]) -> bool:
     """Whether a failure says nothing of the claim: it is no assertion, or testinfra's about a command that failed."""
     return not error.errisinstance(AssertionError) or "testinfra" in Path(error.traceback[-1].path).parts
 

@@ -53,7 +53,7 @@ class Refused(msgspec.Struct):
 
 @pytest.fixture(scope="module")
 def refusing_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
-    with track_machine(request.config, lab, plan) as made:
+    with track_machine(request.config, lab.machine(plan)) as made:
         yield made
 
 

@@ -24,13 +24,13 @@ SOURCES = ("urandom", "getrandom", "uuid", "machine-id")
 
 @pytest.fixture(scope="module")
 def first_fork(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
-    with track_machine(request.config, lab, plan) as made:
+    with track_machine(request.config, lab.machine(plan)) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def second_fork(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
-    with track_machine(request.config, lab, plan) as made:
+    with track_machine(request.config, lab.machine(plan)) as made:
         yield made
 
 

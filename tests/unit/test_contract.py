@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import testinfra
 
 from harness.contract import CLAIMS, ClaimBroken, ControlFailed, find_claim, missing_tests
 from harness.errors import HarnessError
-from harness.plugin import check_outcomes
+from harness.plugin import check_outcomes, is_untried
 from harness.policy import evaluate
 from harness.probes.attempts import Attacker, Attempt, Outcome, Seen
 from harness.probes.containers import foreign_mounts, parse_mountinfo, parse_status
@@ -64,6 +66,7 @@ def test_an_attack_that_gets_through_breaks_the_claim() -> None:
     "outcomes",
     [
         [outcome("refused", "refused")],
+        [outcome("reached", "reached")],
         [outcome("reached", "refused"), outcome("refused", "refused")],
         [outcome("reached", "reached"), outcome("refused", "unknown")],
         [],
@@ -76,6 +79,34 @@ def test_an_attack_without_a_working_control_proves_nothing(outcomes: list[Outco
 
 def test_a_refused_attack_with_its_control_holds() -> None:
     check_outcomes("a way", [outcome("reached", "reached"), outcome("refused", "refused")])
+
+
+def fail_by_assertion() -> None:
+    assert sorted("b") == ["a"]
+
+
+def fail_by_attack() -> None:
+    check_outcomes("a way", [outcome("reached", "reached"), outcome("refused", "reached")])
+
+
+def fail_by_control() -> None:
+    check_outcomes("a way", [])
+
+
+def fail_by_command() -> None:
+    testinfra.get_host("local://").check_output("false")
+
+
+@pytest.mark.parametrize(
+    ("fail", "untried"),
+    [(fail_by_assertion, False), (fail_by_attack, False), (fail_by_control, True), (fail_by_command, True)],
+)
+def test_a_claim_is_broken_by_what_was_seen_and_untried_by_what_was_not(
+    fail: Callable[[], None], untried: bool
+) -> None:
+    with pytest.raises((AssertionError, HarnessError)) as caught:
+        fail()
+    assert is_untried(caught) == untried
 
 
 AGENT = next(iter(evaluate(ROOT / "agents.nix").agents.values()))
