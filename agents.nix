@@ -8,13 +8,14 @@
     memory = "2g";
     cpus = 2;
     pids = 512;
+    disk = "1g";
     settings = {
       agent.max_turns = 40;
       terminal.backend = "local";
     };
   })
 
-  # Reads what it is pointed to, and speaks.
+  # Reads what it is pointed to, speaks, and answers on the tailnet.
   (mkHermesAgent {
     name = "research";
     egress = [
@@ -30,6 +31,7 @@
         ports = [ 443 ];
       }
     ];
+    publish = [ 8080 ];
     tts = true;
     memory = "1g";
     settings.agent.max_turns = 20;
@@ -41,6 +43,7 @@
     memory = "512m";
     cpus = 0.5;
     pids = 128;
+    disk = "64m";
     settings.agent.max_turns = 10;
   })
 ]

@@ -58,7 +58,7 @@
       # Evaluates with builtins alone: no input is fetched for a plan.
       plans.agent-host = policy.plan {
         agents = import ./agents.nix;
-        host.name = "agent-host";
+        host = import ./host.nix;
       };
 
       lib = {

@@ -21,7 +21,7 @@ from harness.contract import find_claim
 from harness.errors import HarnessError
 from harness.lab import Lab, Settings, settings
 from harness.plugin import REPOSITORY, ssh_command
-from harness.policy import Plan, evaluate, evaluate_flake
+from harness.policy import Plan, evaluate_flake, reference_plan
 from harness.progress import step
 from harness.report import EXIT_UNTRIED, Collector, Verdict, print_verdict
 
@@ -59,7 +59,7 @@ def main() -> None:
     try:
         app()
     except HarnessError as error:
-        Console(stderr=True, highlight=False).print(f"harness: {error}", style="red", markup=False)
+        Console(stderr=True, highlight=False, emoji=False).print(f"harness: {error}", style="red", markup=False)
         sys.exit(EXIT_UNTRIED)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -69,7 +69,7 @@ def read_plan(agents: Path | None, flake: str | None) -> Plan:
     """The plan that the options name; by default the repository's own ``agents.nix``."""
     if agents and flake:
         raise HarnessError("--agents and --flake exclude each other", hint="give the one that you mean")
-    return evaluate_flake(flake) if flake else evaluate(agents or REPOSITORY / "agents.nix")
+    return evaluate_flake(flake) if flake else reference_plan(agents)
 
 
 def write_json(target: Path | None, value: Any) -> None:
@@ -132,7 +132,7 @@ def verify(
     )
     if claim:
         verdict = msgspec.structs.replace(verdict, claims=[each for each in verdict.claims if each.id in claim])
-    print_verdict(Console(highlight=False, stderr=str(json_file) == "-"), verdict, collector)
+    print_verdict(Console(highlight=False, emoji=False, stderr=str(json_file) == "-"), verdict, collector)
     write_json(json_file, verdict)
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise HarnessError(f"the tests of the claims did not run to their end (pytest: {pytest.ExitCode(code).name})")
@@ -153,32 +153,36 @@ def plan(
     elif firewall:
         print(f"table {evaluated.nftables.family} {evaluated.nftables.table} {{\n{evaluated.nftables.content}\n}}")
     else:
-        print_plan(Console(highlight=False), evaluated)
+        print_plan(Console(highlight=False, emoji=False), evaluated)
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """The plan for a person: a table of the agents, and the sum of the rest."""
-    table = Table(title=f"{plan.host.name}: {len(plan.agents)} agents", title_justify="left")
-    for column in ("agent", "uid", "bridge", "address", "memory", "cpus", "pids", "egress", "tts", "publishes"):
-        table.add_column(column, overflow="fold")
+    """The plan for a person: what each agent comes to, and the sum of the rest."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for agent in plan.agents.values():
-        egress = agent.egress if isinstance(agent.egress, str) else "\n".join(_rule(rule) for rule in agent.egress)
-        table.add_row(
-            agent.name,
-            str(agent.uid),
-            agent.network.bridge,
-            f"{agent.network.ipv4.address}\n{agent.network.ipv6.address}",
-            f"{agent.limits.memory >> 20} MiB",
-            f"{agent.limits.cpus:g}",
-            str(agent.limits.pids),
-            egress,
-            "yes" if agent.tts else "no",
-            " ".join(f"{port.port}/{port.protocol}" for port in agent.publish) or "-",
-        )
+        limits = agent.limits
+        disk = "no disk quota" if limits.disk is None else f"{limits.disk >> 20} MiB on disk"
+        rows = {
+            "user": f"{agent.user}, uid {agent.uid}, {agent.state_dir}",
+            "network": f"{agent.network.bridge}, {agent.network.ipv4.address}, {agent.network.ipv6.address}",
+            "limits": f"{limits.memory >> 20} MiB, {limits.cpus:g} CPUs, {limits.pids} processes, {disk}",
+            "egress": agent.egress if isinstance(agent.egress, str) else "\n".join(map(_rule, agent.egress)),
+            "publishes": " ".join(f"{port.port}/{port.protocol}" for port in agent.publish),
+            "speech": "yes" if agent.tts else "",
+        }
+        table.add_row(f"[bold]{agent.name}")
+        for name, text in rows.items():
+            if text:
+                table.add_row(f"  {name}", text)
     console.print(table)
     ports = " ".join(map(str, plan.host.allowed_tcp_ports)) or "none"
-    console.print(f"open to the LAN: TCP {ports}; tailnet: {plan.host.tailnet_interface or 'disabled'}")
-    console.print(f"digest {plan.digest}; --json prints all of it, --firewall the nftables table")
+    console.print(
+        f"{plan.host.name} opens to the LAN: TCP {ports}; tailnet: {plan.host.tailnet_interface or 'disabled'}"
+    )
+    console.print(f"digest {plan.digest}", soft_wrap=True)
+    console.print("--json prints all of it, --firewall the nftables table")
 
 
 def _rule(rule: Any) -> str:
@@ -259,5 +263,5 @@ def bench(
     """Measure, on this machine and in one run, what the README claims."""
     lab = Lab(settings(accel=accel, cache=cache))
     metrics = benchmarks.measure(lab, repeat, only)
-    benchmarks.print_table(Console(highlight=False, stderr=str(json_file) == "-"), metrics)
+    benchmarks.print_table(Console(highlight=False, emoji=False, stderr=str(json_file) == "-"), metrics)
     write_json(json_file, metrics)

@@ -28,7 +28,7 @@ from harness.cache import default_root
 from harness.contract import ClaimBroken, ControlFailed, find_claim
 from harness.errors import HarnessError
 from harness.lab import GUESTS, Lab, Settings, check_choice
-from harness.policy import Agent, Plan, evaluate, evaluate_flake
+from harness.policy import Agent, Plan, evaluate_flake, reference_plan
 from harness.probes.attempts import Outcome, run_attempts
 from harness.probes.sharing import run_sharing
 from harness.probes.stage import set_stage
@@ -162,7 +162,8 @@ def lab(pytestconfig: pytest.Config) -> Lab:
 def plan(pytestconfig: pytest.Config, lab: Lab) -> Plan:
     if flake := pytestconfig.getoption("vm_flake"):
         return lab.adapt(evaluate_flake(flake))
-    return lab.adapt(evaluate(Path(pytestconfig.getoption("vm_agents") or REPOSITORY / "agents.nix")))
+    agents = pytestconfig.getoption("vm_agents")
+    return lab.adapt(reference_plan(agents and Path(agents)))
 
 
 @pytest.fixture(scope="session")

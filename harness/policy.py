@@ -21,7 +21,8 @@ import msgspec
 
 from harness.errors import HarnessError
 
-POLICY = Path(__file__).resolve().parent.parent / "modules" / "policy"
+REPOSITORY = Path(__file__).resolve().parent.parent
+POLICY = REPOSITORY / "modules" / "policy"
 
 Host = Mapping[str, Any]
 Spec = Mapping[str, Any]
@@ -87,11 +88,12 @@ class Service(_Struct, frozen=True):
 
 
 class Limits(_Struct, frozen=True):
-    """``memory`` is bytes, ``cpus`` a number of CPUs, ``pids`` a number of tasks."""
+    """``memory`` and ``disk`` are bytes (no disk: no quota), ``cpus`` a number of CPUs, ``pids`` a number of tasks."""
 
     memory: int
     cpus: int | float
     pids: int
+    disk: int | None
 
 
 class EgressRule(_Struct, frozen=True):
@@ -175,6 +177,19 @@ class Nftables(_Struct, frozen=True):
     content: str
 
 
+class Networks(_Struct, frozen=True):
+    """A network of each family, in canonical text."""
+
+    ipv4: str
+    ipv6: str
+
+
+class Routing(_Struct, frozen=True):
+    """``unreachable``: the networks within which the kernel routes nothing from one to another (ip-rule(8))."""
+
+    unreachable: Networks
+
+
 class Speech(_Struct, frozen=True):
     port: int
     agents: list[str]
@@ -201,6 +216,8 @@ class Plan(_Struct, frozen=True):
     docker: DockerDaemon
     agents: dict[str, Agent]
     nftables: Nftables
+    nftables_check_sec: int
+    routing: Routing
     speech: Speech
     audit: Audit
 
@@ -255,6 +272,13 @@ def _decide(verdict: _Verdict) -> Plan | PolicyError:
 # ---- evaluating
 
 
+def read_host(path: Path) -> Host:
+    """The settings of a host from a ``.nix`` file; raises ``PolicyError``."""
+    command = ["nix-instantiate", "--eval", "--strict", "--json", "--store", "dummy://", str(path)]
+    settings: Host = json.loads(_run(command, subject=str(path)))
+    return settings
+
+
 def evaluate(agents: Path, *, host: Host | None = None) -> Plan:
     """The plan of the agents in a ``.nix`` or ``.json`` file; raises ``PolicyError``."""
     if not agents.is_file():
@@ -274,6 +298,11 @@ def evaluate(agents: Path, *, host: Host | None = None) -> Plan:
     if isinstance(plan, PolicyError):
         raise plan
     return plan
+
+
+def reference_plan(agents: Path | None = None) -> Plan:
+    """The reference host's plan, or what it would be with other agents; raises ``PolicyError``."""
+    return evaluate(agents or REPOSITORY / "agents.nix", host=read_host(REPOSITORY / "host.nix"))
 
 
 def evaluate_many(hosts: Sequence[Sequence[Spec]]) -> list[Plan | PolicyError]:

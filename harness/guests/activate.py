@@ -51,6 +51,9 @@ def render(plan: dict[str, Any]) -> Files:
         "tmpfiles.conf": (0o600, tmpfiles(plan)),
         "daemon.json": (0o644, json.dumps(plan["docker"]["settings"], indent=1, sort_keys=True) + "\n"),
         "units/nftables.service": (0o644, FIREWALL_UNIT),
+        "units/tentaflake-routing.service": (0o644, routing_unit(plan)),
+        "units/tentaflake-guard.service": (0o644, guard_unit(plan)),
+        "units/tentaflake-guard.timer": (0o644, guard_timer(plan)),
         "units/tentaflake.target": (0o644, target_unit(plan)),
     }
     for name, agent in plan["agents"].items():
@@ -81,6 +84,7 @@ def tmpfiles(plan: dict[str, Any]) -> str:
     return "".join(f"d {d['path']} {d['mode']} {d['user']} {d['group']} -\n" for d in plan["directories"])
 
 
+HOST_UNITS = ("nftables.service", "tentaflake-routing.service", "tentaflake-guard.timer", "docker.service")
 FIREWALL_UNIT = f"""[Unit]
 # In place of Debian's own, which flushes Docker's rules too when it stops; NixOS' has the same name.
 Description=Firewall of the agents (table inet tentaflake)
@@ -97,10 +101,65 @@ ExecReload=/usr/sbin/nft -f {CURRENT}/nftables.nft
 """
 
 
+def routing_unit(plan: dict[str, Any]) -> str:
+    """ip-rule(8): agents' networks are no way to each other, with or without a firewall. The host's own way stays."""
+    steps = []
+    for flag, family in (("-4", "ipv4"), ("-6", "ipv6")):
+        network = plan["routing"]["unreachable"][family]
+        pair = f"from {network} to {network}"
+        for priority, rule in ((4700, f"iif lo {pair} lookup main"), (4701, f"{pair} prohibit")):
+            steps.append(f"ExecStart=/usr/sbin/ip {flag} rule add priority {priority} {rule}")
+            steps.append(f"ExecStop=/usr/sbin/ip {flag} rule del priority {priority}")
+    return "\n".join(
+        [
+            "[Unit]",
+            "Description=No route from an agent's network to another's",
+            "DefaultDependencies=no",
+            "After=local-fs.target",
+            "Before=network-pre.target docker.service",
+            "Wants=network-pre.target",
+            "",
+            "[Service]",
+            "Type=oneshot",
+            "RemainAfterExit=yes",
+            *sorted(steps),
+            "",
+        ]
+    )
+
+
+def guard_unit(plan: dict[str, Any]) -> str:
+    """Loads the table again when somebody has removed it; a flushed table keeps its policies, and lets nobody in."""
+    table = f"{plan['nftables']['family']} {plan['nftables']['table']}"
+    script = (
+        f"nft -t list table {table} > /dev/null 2>&1 || "
+        f"{{ echo 'table {table} is gone: loading it again' >&2; systemctl reload-or-restart nftables.service; }}"
+    )
+    return f"""[Unit]
+Description=Is the firewall of the agents still there?
+After=nftables.service
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c "{script}"
+"""
+
+
+def guard_timer(plan: dict[str, Any]) -> str:
+    return f"""[Unit]
+Description=Ask whether the firewall of the agents is still there
+
+[Timer]
+OnActiveSec={plan["nftablesCheckSec"]}
+OnUnitActiveSec={plan["nftablesCheckSec"]}
+AccuracySec=1
+"""
+
+
 def target_unit(plan: dict[str, Any]) -> str:
     """The target that boot reaches: the firewall and every agent that starts by itself."""
     wanted = [a["service"]["name"] + ".service" for a in plan["agents"].values() if a["service"]["wantedBy"]]
-    lines = "".join(f"Wants={unit}\n" for unit in ["nftables.service", "docker.service", *wanted])
+    lines = "".join(f"Wants={unit}\n" for unit in [*HOST_UNITS, *wanted])
     return f"[Unit]\nDescription=All Hermes agents of this host\n{lines}"
 
 
@@ -158,6 +217,22 @@ def run_arguments(agent: dict[str, Any]) -> list[str]:
     ]
 
 
+def quota(agent: dict[str, Any]) -> str:
+    """A line that sets the user's disk quota: blocks of 1 KiB, an inode per 16 KiB as mke2fs has it (setquota(8))."""
+    limit = agent["limits"]["disk"]
+    command = 'setquota -u {uid} 0 {blocks} 0 {inodes} "$(findmnt -n -o TARGET -T {state})"'
+    words = {"uid": agent["uid"], "state": shlex.quote(agent["stateDir"])}
+    if limit is None:  # there may be one from before, or no quotas here at all
+        return command.format(**words, blocks=0, inodes=0) + " 2> /dev/null || :"
+    reason = (
+        f"disk quota of agent {agent['name']}: the file system of its state needs user quotas (mount option usrquota)"
+    )
+    return (
+        command.format(**words, blocks=limit // 1024, inodes=max(limit // 16384, 1024))
+        + f" || {{ echo {shlex.quote(reason)} >&2; exit 1; }}"
+    )
+
+
 def start_script(agent: dict[str, Any]) -> str:
     """What the unit runs. Every word that a spec can choose is quoted for the shell."""
     network, wanted = agent["network"]["name"], shlex.join(network_arguments(agent))
@@ -167,6 +242,7 @@ def start_script(agent: dict[str, Any]) -> str:
 set -eu
 # The configuration is mounted over this file. The agent owns the directory, so the agent makes it.
 [ -e {mount_point} ] || {as_agent} touch {mount_point}
+{quota(agent)}
 docker rm --force {agent["container"]["name"]} > /dev/null 2>&1 || :
 wanted={shlex.quote(wanted)}
 found=$(docker network inspect --format '{{{{ index .Labels "tentaflake" }}}}' {network} 2> /dev/null) || :

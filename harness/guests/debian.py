@@ -31,7 +31,7 @@ SHELL = Path(__file__).parent.parent / "vm" / "guest_shell.py"
 PACKAGES = """
     systemd systemd-sysv udev dbus kmod procps util-linux iproute2 iputils-ping ca-certificates
     linux-image-cloud-amd64 initramfs-tools zstd
-    docker.io docker-cli iptables nftables openssh-server age busybox-static
+    docker.io docker-cli iptables nftables quota openssh-server age busybox-static
     python3
 """.split()
 # Run at every daemon-reload, that is at every switch, and of no use here: half of a reload's time under TCG.
@@ -97,7 +97,7 @@ ENABLED = "systemd-networkd ssh serial-getty@ttyS0".split()
 # The plan says how Docker is set up and starts it, behind the firewall.
 DISABLED = "docker.service docker.socket containerd.service nftables.service".split()
 COMMAND_LINE = (
-    "root=/dev/vda rw console=ttyS0,115200 quiet loglevel=4 panic=-1 net.ifnames=0 "
+    "root=/dev/vda rw rootflags=usrquota console=ttyS0,115200 quiet loglevel=4 panic=-1 net.ifnames=0 "
     "mitigations=off random.trust_cpu=on systemd.show_status=0"
 )
 
@@ -195,7 +195,7 @@ def _mmdebstrap_options() -> list[str]:
     early = (
         'mkdir -p "$1/etc/initramfs-tools/conf.d" && '
         'printf "MODULES=list\\nCOMPRESS=zstd\\n" > "$1/etc/initramfs-tools/conf.d/tentaflake" && '
-        'printf "virtio_pci\\nvirtio_blk\\next4\\n" > "$1/etc/initramfs-tools/modules"'
+        'printf "virtio_pci\\nvirtio_blk\\next4\\nquota_tree\\nquota_v2\\n" > "$1/etc/initramfs-tools/modules"'
     )
     late = [
         f'chroot "$1" systemctl {verb} -q {" ".join(units)}'
@@ -295,7 +295,7 @@ def _make_disk(root: Path, directory: Path, images: bytes) -> None:
         (top / "etc/systemd/system-generators" / generator).symlink_to("/dev/null")
     script = (
         'set -e; mkdir root; tar -xf "$1" -C root --numeric-owner; cp -a --no-preserve=ownership content/. root; '
-        "mke2fs -q -t ext4 -d root -L root -m 0 "
+        "mke2fs -q -t ext4 -O quota -E quotatype=usrquota -d root -L root -m 0 "
         '-E lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0 disk.raw "$2"; rm -rf root content'
     )
     command = ["sh", "-c", script, "sh", str(root), DISK_SIZE]

@@ -39,6 +39,11 @@ in
     # U2, D3: never another container's IPC or cgroup view, whatever the daemon's default is.
     "--ipc=private"
     "--cgroupns=private"
+  ]
+  # F3: an agent without a way out looks up no names either: a name server would be one. Docker asks the server that it is
+  # told of from within the container, where nothing listens; else it asks the host's own on the loopback.
+  ++ (if agent.egress == "none" then [ "--dns=127.0.0.1" ] else [ ])
+  ++ [
     # D4. Swap equal to memory means no swap: an agent out of memory is killed instead of slowing down the host.
     "--pids-limit=${toString limit.pids}"
     "--memory=${toString limit.memory}"

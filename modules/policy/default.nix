@@ -23,7 +23,7 @@ let
   hostSettings = import ./host.nix;
   parseSpec = import ./spec.nix;
   findConflicts = import ./rules.nix;
-  identityOf = import ./identity.nix;
+  inherit (import ./identity.nix) identityOf;
   types = import ./types.nix;
 
   # A spec is data and nothing more; the constructor is there to be read, and for a later version to extend.

@@ -24,7 +24,7 @@ let
   quote = toJSON;
   indent = text: "  ${text}";
 
-  # A set; `elements` is a list of lists, the parts of each element.
+  # A set; `elements` is a list of lists, the parts of each element. `extra` are further lines of its head.
   set =
     {
       name,
@@ -32,12 +32,14 @@ let
       claim,
       elements,
       interval ? false,
+      extra ? [ ],
     }:
     [
       "set ${name} {"
       "  type ${type}"
     ]
     ++ (if interval then [ "  flags interval" ] else [ ])
+    ++ map indent extra
     ++ [ "  comment ${quote claim}" ]
     ++ (
       if elements == [ ] then
@@ -83,10 +85,53 @@ let
       claim = "F2: the one source address of each agent";
       elements = map (agent: [
         (bridge agent)
-        agent.network.${family.suffix}.address
+        "${agent.network.${family.suffix}.address} comment ${quote "agent ${agent.name}"}"
       ]) agents;
     }
   );
+
+  uids = set {
+    name = "agent_uids";
+    type = "uid";
+    claim = "F2, F3: the agents' users, who have no network but their containers'";
+    elements = map (agent: [ (toString agent.uid) ]) agents;
+  };
+
+  # ---- what an operator sees of an attack
+
+  # Each agent's element counts. What is logged is limited by agent, so that one cannot hide another's.
+  refusedSets =
+    set {
+      name = "refused";
+      type = "ifname";
+      extra = [ "counter" ];
+      claim = "F2, F3, F4: packets of each agent that were refused";
+      elements = map (agent: [ (bridge agent) ]) agents;
+    }
+    ++ set {
+      name = "reported";
+      type = "ifname";
+      extra = [
+        "size 65535"
+        "flags dynamic,timeout"
+        "timeout 10m"
+      ];
+      claim = "F2, F3, F4: agents of whom the log has spoken of late";
+      elements = [ ];
+    }
+    ++ set {
+      name = "connections";
+      type = "ifname";
+      extra = [
+        "size 65535"
+        "flags dynamic"
+      ];
+      claim = "D4: open connections of each agent";
+      elements = [ ];
+    };
+  refuse = claim: match: rule claim "${match}${if match == "" then "" else " "}goto refuse";
+  # A sixteenth of the kernel's default on a host of 4 GiB; far more than an agent's tools have open.
+  mostConnections = 4096;
 
   # ---- F4: where an agent may go
 
@@ -193,18 +238,18 @@ let
       interface,
       address,
       port,
+      verdict,
     }:
     perKind (
       family: kind: [
         (rule "F4: egress as listed"
-          "${interface} . ${family.ip} ${address}${kind.match port} @egress_${family.suffix}_${kind.name} accept"
+          "${interface} . ${family.ip} ${address}${kind.match port} @egress_${family.suffix}_${kind.name} ${verdict}"
         )
       ]
     );
-  publicRules = address: [
-    (rule "F4: public IPv4" "ip ${address} != @special_ipv4 accept")
-    (rule "F4: public IPv6" "ip6 ${address} 2000::/3 ip6 ${address} != @special_ipv6 accept")
-    (rule "F4: nothing else" "drop")
+  publicRules = address: verdict: [
+    (rule "F4: public IPv4" "ip ${address} != @special_ipv4 ${verdict}")
+    (rule "F4: public IPv6" "ip6 ${address} 2000::/3 ip6 ${address} != @special_ipv6 ${verdict}")
   ];
 
   # ---- F5: who may come in from the tailnet
@@ -242,7 +287,7 @@ let
   );
   speechRules = perFamily (family: [
     (rule "T3: the speech server, on the agent's own gateway"
-      "iifname . ${family.ip} daddr @speech_${family.suffix} tcp dport ${toString speechPort} accept"
+      "iifname . ${family.ip} daddr @speech_${family.suffix} tcp dport ${toString speechPort} goto admitted"
     )
   ]);
 
@@ -277,9 +322,9 @@ let
   chains = concatMap (c: [ "" ] ++ c) [
     (chain "spoofed" [
       "type filter hook prerouting priority raw; policy accept;"
-      (rule "F2: no forged IPv4 source" "iifname \"h-*\" iifname . ip saddr != @address_ipv4 drop")
-      (rule "F2: no forged IPv6 source; link-local ones never get past the host"
-        "iifname \"h-*\" ip6 saddr != { ::, fe80::/10 } iifname . ip6 saddr != @address_ipv6 drop"
+      (refuse "F2: no forged IPv4 source" "iifname \"h-*\" iifname . ip saddr != @address_ipv4")
+      (refuse "F2: no forged IPv6 source; link-local ones never get past the host"
+        "iifname \"h-*\" ip6 saddr != { ::, fe80::/10 } iifname . ip6 saddr != @address_ipv6"
       )
     ])
     (chain "input" [
@@ -298,21 +343,29 @@ let
       (rule "F1: multicast listener queries, for switches that snoop"
         "icmpv6 type mld-listener-query ip6 saddr fe80::/10 accept"
       )
+      (rule "F1: every other port is closed" "counter drop")
+    ])
+    (chain "output" [
+      "type filter hook output priority filter - 10; policy accept;"
+      (rule "F2, F3: an agent's user on the host itself" "meta skuid @agent_uids counter drop")
     ])
     (chain "agent_to_host" (
       [
         (rule "F3: without these the gateway has no IPv6 neighbour"
           "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 accept"
         )
+        (rule "F3: what a kernel says when an interface comes up is no attack"
+          "icmpv6 type { nd-router-solicit, mld-listener-report, mld2-listener-report } drop"
+        )
         (rule "F3: answers to what the host asks" "${isReply} accept")
       ]
       ++ speechRules
-      ++ [ (rule "F3: nothing else of the host" "drop") ]
+      ++ [ (refuse "F3: nothing else of the host" "") ]
     ))
     (chain "forward" [
       "type filter hook forward priority filter - 10; policy accept;"
-      (rule "F2: no agent reaches an agent, whatever the address or the state"
-        "iifname \"h-*\" oifname \"h-*\" drop"
+      (refuse "F2: no agent reaches an agent, whatever the address or the state"
+        "iifname \"h-*\" oifname \"h-*\""
       )
       (rule "F4: an agent's way out" "iifname \"h-*\" goto from_agent")
       (rule "F5: the way in to an agent" "oifname \"h-*\" goto to_agent")
@@ -324,16 +377,17 @@ let
         )
       ]
       ++ [
-        (rule "F5: no other answers" "ct direction reply drop")
-        (rule "F4: neither a new flow nor part of one" "ct state invalid drop")
-        (rule "F4: egress internet" "iifname @on_internet goto to_internet")
+        (refuse "F5: no other answers" "ct direction reply")
+        (refuse "F4: neither a new flow nor part of one" "ct state invalid")
+        (rule "F4: egress internet" "iifname @on_internet jump to_internet")
       ]
       ++ listRules {
         interface = "iifname";
         address = "daddr";
         port = "dport";
+        verdict = "goto admitted";
       }
-      ++ [ (rule "F4: egress none, and whatever no list names" "drop") ]
+      ++ [ (refuse "F4: egress none, and whatever else is not granted" "") ]
     ))
     (chain "to_agent" (
       onTailnet [
@@ -343,22 +397,36 @@ let
       ]
       ++ [
         relatedErrors
-        (rule "F5: no other way in than an answer" "ct direction original drop")
-        (rule "F4: neither an answer nor an error about one" "ct state != established drop")
-        (rule "F4: egress internet" "oifname @on_internet goto from_internet")
+        (rule "F5: no other way in than an answer" "ct direction original counter drop")
+        (rule "F4: neither an answer nor an error about one" "ct state != established counter drop")
+        (rule "F4: egress internet" "oifname @on_internet jump from_internet")
       ]
       ++ listRules {
         interface = "oifname";
         address = "saddr";
         port = "sport";
+        verdict = "accept";
       }
-      ++ [ (rule "F4: no longer allowed, so no longer answered" "drop") ]
+      ++ [ (rule "F4: no longer allowed, so no longer answered" "counter drop") ]
     ))
-    (chain "to_internet" (publicRules "daddr"))
-    (chain "from_internet" (publicRules "saddr"))
+    (chain "to_internet" (publicRules "daddr" "goto admitted"))
+    (chain "from_internet" (publicRules "saddr" "accept"))
+    (chain "admitted" [
+      (refuse "D4: no agent fills the host's table of connections"
+        "ct state new add @connections { iifname ct count over ${toString mostConnections} }"
+      )
+      (rule "F3, F4: as granted" "accept")
+    ])
+    (chain "refuse" [
+      (rule "F2, F3, F4: to the journal, six times a minute of each agent"
+        "update @reported { iifname limit rate 6/minute burst 6 packets } log level notice prefix \"tentaflake refused: \""
+      )
+      (rule "F2, F3, F4: counted by agent" "iifname @refused drop")
+      (rule "F2: of a bridge that is no agent's" "counter drop")
+    ])
   ];
 in
 concatStringsSep "\n" (
-  addressSets ++ onInternet ++ specialSets ++ listSets ++ publishedSet ++ speechSets ++ openSets ++ chains
+  addressSets ++ uids ++ refusedSets ++ onInternet ++ specialSets ++ listSets ++ publishedSet ++ speechSets ++ openSets ++ chains
 )
 + "\n"

@@ -61,19 +61,28 @@ let
     address = formatAddress (words 2);
   };
 in
-# `uid` is the one that the spec sets, or null.
-{ name, uid }:
-let
-  wanted = if uid == null then base + slotOf name else uid;
-  derived = wanted >= base && wanted < base + slots;
-  slot = if derived then wanted - base else slotOf "uid-${toString wanted}";
-in
 {
-  uid = wanted;
-  gid = wanted;
-  user = "hermes-${name}";
-  bridge = bridge name;
-  inherit slot;
-  ipv4 = ipv4 slot;
-  ipv6 = ipv6 slot;
+  # All that agents' networks can be.
+  range = {
+    ipv4 = "10.128.0.0/9";
+    ipv6 = "fd74:656e:7461::/48";
+  };
+
+  # `uid` is the one that the spec sets, or null.
+  identityOf =
+    { name, uid }:
+    let
+      wanted = if uid == null then base + slotOf name else uid;
+      derived = wanted >= base && wanted < base + slots;
+      slot = if derived then wanted - base else slotOf "uid-${toString wanted}";
+    in
+    {
+      uid = wanted;
+      gid = wanted;
+      user = "hermes-${name}";
+      bridge = bridge name;
+      inherit slot;
+      ipv4 = ipv4 slot;
+      ipv6 = ipv6 slot;
+    };
 }

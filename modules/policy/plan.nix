@@ -11,6 +11,13 @@ let
     ;
   images = import ./images.nix;
   container = import ./container.nix;
+  inherit (import ./identity.nix) range;
+
+  before = [
+    "docker.service"
+    "nftables.service"
+    "tentaflake-routing.service"
+  ];
 
   # Docker's daemon.json, for Docker 26.1 on.
   dockerSettings = {
@@ -75,18 +82,19 @@ let
           user = "root";
           inherit group;
         };
-        limits = { inherit (spec) memory cpus pids; };
+        limits = {
+          inherit (spec)
+            memory
+            cpus
+            pids
+            disk
+            ;
+        };
         service = {
           name = "docker-${user}";
           # F6: no agent before the rules, and none without them.
-          after = [
-            "docker.service"
-            "nftables.service"
-          ];
-          requires = [
-            "docker.service"
-            "nftables.service"
-          ];
+          after = before;
+          requires = before;
           wantedBy = if spec.autoStart then [ "multi-user.target" ] else [ ];
           restart = "always";
           restartSec = 2;
@@ -161,6 +169,10 @@ in
       agents = sorted;
     };
   };
+  # F2, F6: what still holds when somebody has flushed the ruleset, and how soon it is back. The kernel routes nothing
+  # between these networks, whatever the rules say; the host's own packets to an agent are not meant.
+  routing.unreachable = range;
+  nftablesCheckSec = 30;
   speech = {
     port = speechPort;
     agents = map (agent: agent.name) (filter (agent: agent.tts) sorted);

@@ -132,9 +132,9 @@ let
       "leave it out for a derived uid";
 
   # Bytes, or a number with a unit; a unit is binary, as it is for Docker (k = 1024).
-  memory =
+  size =
+    least: leastText:
     let
-      least = 16777216; # 16 MiB: below, no agent's interpreter starts
       most = 1125899906842624; # 1 PiB: a typing error, and safe from overflow
       units = {
         "" = 1;
@@ -168,8 +168,11 @@ let
     if size != null && size >= least && size <= most then
       valid size
     else
-      invalid value "must be a size from 16 MiB to 1 PiB, in bytes or like \"512m\" or \"2g\""
+      invalid value "must be a size from ${leastText} to 1 PiB, in bytes or like \"512m\" or \"2g\""
         "write a size like \"1g\"";
+
+  memory = size 16777216 "16 MiB"; # below, no agent's interpreter starts
+  disk = size 1048576 "1 MiB";
 
   # Thousandths of a CPU: exact in Docker's fixed-point numbers, and one way to write each.
   cpus =
@@ -312,6 +315,7 @@ record "an agent spec" {
   uid = field (nullOr uid) null; # derived from the name
   memory = field memory 1073741824; # 1 GiB
   cpus = field cpus 1;
+  disk = field (nullOr disk) null; # no quota
   pids = field (intBetween 8 4194304 "a number of processes") 256;
   egress = field egress "none";
   publish = field (listOf "ports" published) [ ];

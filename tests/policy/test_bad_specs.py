@@ -94,6 +94,8 @@ TABLE = [
     Bad({"memory": "1.5g"}, "memory", '"1.5g"', "from 16 MiB"),
     Bad({"memory": 16777215}, "memory", "16777215", "from 16 MiB"),
     Bad({"memory": "999999999999999t"}, "memory", '"999999999999999t"', "to 1 PiB"),
+    Bad({"disk": 1000}, "disk", "1000", "from 1 MiB"),
+    Bad({"disk": "1x"}, "disk", '"1x"', "from 1 MiB"),
     Bad({"cpus": 0}, "cpus", "0", "from 0.01"),
     Bad({"cpus": "1"}, "cpus", '"1"', "number of CPUs"),
     Bad({"cpus": 0.01234}, "cpus", "0.01234", "steps of 0.001"),

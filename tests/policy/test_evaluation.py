@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.policy import Plan, PolicyError, evaluate, evaluate_flake, evaluate_many
+from harness.policy import Plan, PolicyError, evaluate, evaluate_flake, evaluate_many, reference_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +25,7 @@ def git(directory: Path, *arguments: str) -> None:
 def flake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository's flake, in a repository of its own with nothing else in it."""
     copy = tmp_path_factory.mktemp("flake")
-    for name in ("flake.nix", "flake.lock", "agents.nix"):
+    for name in ("flake.nix", "flake.lock", "agents.nix", "host.nix"):
         shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "modules" / "policy", copy / "modules" / "policy")
     git(copy, "init")
@@ -35,7 +35,7 @@ def flake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_flakes_plan_is_the_files_plan_byte_for_byte(flake: Path) -> None:
-    assert evaluate_flake(f"{flake}#agent-host").to_json() == evaluate(ROOT / "agents.nix").to_json()
+    assert evaluate_flake(f"{flake}#agent-host").to_json() == reference_plan().to_json()
 
 
 def test_a_flake_with_one_host_needs_no_name(flake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,10 @@ def test_the_flakes_other_outputs_wire_the_same_policy(flake: Path) -> None:
         names = builtins.attrNames outputs;
         programs = builtins.mapAttrs (_: builtins.mapAttrs (_: app: app.program)) outputs.apps;
         formatters = builtins.attrValues outputs.formatter;
-        same = outputs.lib.policy.plan { agents = import (FLAKE_DIR + "/agents.nix"); } == outputs.plans.agent-host;
+        same = outputs.lib.policy.plan {
+          agents = import (FLAKE_DIR + "/agents.nix");
+          host = import (FLAKE_DIR + "/host.nix");
+        } == outputs.plans.agent-host;
       }
     """.replace("FLAKE_DIR", f'"{flake}"').replace("FLAKE", f"{flake}/flake.nix")
     done = subprocess.run(

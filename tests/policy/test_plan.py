@@ -239,3 +239,12 @@ def test_the_documentation_lists_every_field() -> None:
     reference, _, _ = (ROOT / "docs" / "agents.md").read_text().partition("## The host")
     documented = re.findall(r"^\| `(\w+)` \|", reference, re.MULTILINE)
     assert sorted(documented) == sorted(fields.split(", "))
+
+
+@pytest.mark.parametrize(("egress", "named"), [("none", False), ("internet", True), ([{"network": "::/0"}], True)])
+def test_only_an_agent_with_a_way_out_looks_up_names(egress: Any, named: bool) -> None:
+    assert ("--dns=127.0.0.1" in agent_of(egress=egress).container.options) == (not named)
+
+
+def test_a_disk_quota_is_bytes_or_none() -> None:
+    assert (agent_of().limits.disk, agent_of(disk="64m").limits.disk) == (None, 64 << 20)

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.guests import activate
-from harness.policy import evaluate
-from tests.unit.support import PROPERTY, REPOSITORY
+from harness.policy import reference_plan
+from tests.unit.support import PROPERTY
 
 PlanData = dict[str, Any]
 RECORDER = """#!/bin/sh
@@ -65,7 +65,7 @@ WORD = st.sampled_from(HOSTILE) | st.text(
 @pytest.fixture(scope="module")
 def plan() -> PlanData:
     """The plan of the reference host, as the activation program reads it."""
-    data: PlanData = json.loads(evaluate(REPOSITORY / "agents.nix").to_json())
+    data: PlanData = json.loads(reference_plan().to_json())
     return data
 
 
@@ -88,16 +88,18 @@ class Stage:
     def __init__(self, directory: Path) -> None:
         self.programs = directory / "bin"
         self.record = directory / "record"
+        self.environment = {"PATH": str(self.programs), "RECORD": str(self.record)}
         self.programs.mkdir()
-        for name in ("docker", "setpriv"):
+        for name in ("docker", "setpriv", "setquota", "findmnt"):
             (self.programs / name).write_text(RECORDER)
             (self.programs / name).chmod(0o755)
 
     def run(self, script: str, label: str = "") -> list[list[str]]:
         """The commands that the script ran, each word as the program received it."""
         self.record.write_bytes(b"")
-        environment = {"PATH": str(self.programs), "RECORD": str(self.record), "LABEL": label}
-        subprocess.run(["/bin/sh", "-c", script], env=environment, check=True, stdin=subprocess.DEVNULL)
+        subprocess.run(
+            ["/bin/sh", "-c", script], env={**self.environment, "LABEL": label}, check=True, stdin=subprocess.DEVNULL
+        )
         words = self.record.read_bytes().decode().split("\0")[:-1]
         commands = []
         while words:
@@ -141,6 +143,8 @@ def test_no_free_text_runs_a_command_of_its_own(
     commands = stage.run(activate.start_script(changed(agent, environment={"NAME": value}, command=words)))
     assert [command[:3] for command in commands] == [
         ["setpriv", f"--reuid={agent['uid']}", f"--regid={agent['gid']}"],
+        ["findmnt", "-n", "-o"],
+        ["setquota", "-u", str(agent["uid"])],
         ["docker", "rm", "--force"],
         ["docker", "network", "inspect"],
         ["docker", "network", "rm"],
@@ -178,6 +182,22 @@ def test_the_mount_point_is_made_by_the_agent_and_not_by_root(stage: Stage, agen
     [first, *_] = stage.run(activate.start_script(agent))
     assert first[:4] == ["setpriv", f"--reuid={agent['uid']}", f"--regid={agent['gid']}", "--clear-groups"]
     assert first[4:] == ["touch", f"{agent['stateDir']}/config.yaml"]
+
+
+def test_a_quota_that_cannot_be_set_keeps_the_agent_from_starting(stage: Stage, agent: dict[str, Any]) -> None:
+    script = activate.start_script(agent)
+    assert ["setquota", "-u", str(agent["uid"]), "0", "1048576", "0", "65536"] in [c[:7] for c in stage.run(script)]
+    failing = script.replace("setquota -u", "false -u")
+    done = subprocess.run(
+        ["/bin/sh", "-c", failing], env=stage.environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "disk quota of agent coding" in done.stderr
+
+
+def test_an_agent_without_a_quota_starts_where_there_are_none(stage: Stage, plan: PlanData) -> None:
+    script = activate.start_script(plan["agents"]["research"]).replace("setquota -u", "false -u")
+    assert stage.run(script)[-1][:2] == ["docker", "run"]
 
 
 def label_of(commands: list[list[str]]) -> str:
@@ -224,7 +244,9 @@ def test_no_unit_holds_free_text_of_a_spec(plan: PlanData, value: str) -> None:
 
 def test_every_agent_has_its_unit(plan: PlanData) -> None:
     wanted = {f"units/docker-hermes-{name}.service" for name in ("coding", "research", "writer")}
-    assert units(plan).keys() == wanted | {"units/nftables.service", "units/tentaflake.target"}
+    host = {"nftables.service", "tentaflake.target", "tentaflake-routing.service"}
+    host |= {"tentaflake-guard.service", "tentaflake-guard.timer"}
+    assert units(plan).keys() == wanted | {f"units/{unit}" for unit in host}
 
 
 def test_no_agent_starts_before_the_firewall(plan: PlanData) -> None:
