@@ -57,3 +57,5 @@ DECOYS = {
 }
 ECHO_PORTS = (80, 443, 5001, 8080)
 """TCP and UDP, on every peer; on 22 there is SSH, on 53 DNS."""
+RESOLVERS = "/etc/resolv.upstream"
+"""A resolv.conf(5) of the servers that the host's own resolver asks; empty until the host is on a network."""

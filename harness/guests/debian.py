@@ -17,7 +17,7 @@ from pathlib import Path
 from harness.cache import Cache, key_of
 from harness.errors import HarnessError
 from harness.guests import probe_image
-from harness.guests.addresses import HOST, INTERNET
+from harness.guests.addresses import HOST, INTERNET, RESOLVERS
 from harness.policy import Plan, substitute_image
 from harness.progress import step
 from harness.vm.image import Image
@@ -67,8 +67,9 @@ CONTENT: dict[str, tuple[int, Path | str]] = {
     "etc/systemd/system-generators/tentaflake": (0o755, FILES / "unit-generator"),
     "etc/hostname": (0o644, "agent-host\n"),
     "etc/hosts": (0o644, "127.0.0.1 localhost agent-host\n::1 localhost agent-host\n"),
-    # There is no name server: a look-up is refused at once, where a wrong address would time out.
+    "etc/systemd/system/tentaflake-resolver.service": (0o644, FILES / "tentaflake-resolver.service"),
     "etc/resolv.conf": (0o644, "nameserver 127.0.0.1\n"),
+    RESOLVERS.lstrip("/"): (0o644, ""),
     "etc/fstab": (0o644, "/dev/vda / ext4 defaults 0 1\n"),
     # The harness's way in, and no way out.
     "etc/systemd/network/management.network": (0o644, _network("eth0", "10.0.2.15/24", "fec0::15/64")),
@@ -299,9 +300,10 @@ def _make_disk(root: Path, directory: Path, images: bytes) -> None:
         file.write_text(_content(source))
         file.chmod(mode)
     (top / PROBE_IMAGE).write_bytes(images)
-    wants = top / "etc/systemd/system/sysinit.target.wants"
-    wants.mkdir()
-    (wants / "tentaflake-shell.service").symlink_to("../tentaflake-shell.service")
+    for target, unit in (("sysinit", "tentaflake-shell"), ("multi-user", "tentaflake-resolver")):
+        wants = top / f"etc/systemd/system/{target}.target.wants"
+        wants.mkdir()
+        (wants / f"{unit}.service").symlink_to(f"../{unit}.service")
     for generator in MASKED_GENERATORS:
         (top / "etc/systemd/system-generators" / generator).symlink_to("/dev/null")
     script = (

@@ -26,6 +26,7 @@ from harness.guests.addresses import (
     LAN,
     LAN_PREFIXES,
     PUBLIC,
+    RESOLVERS,
     TAILNET,
     TAILNET_HOST,
     TAILNET_INTERFACE,
@@ -72,7 +73,8 @@ def _records() -> list[str]:
 
 PREPARE = f"""
 set -e
-systemctl stop docker.socket docker.service containerd.service systemd-networkd.socket systemd-networkd.service
+systemctl stop docker.socket docker.service containerd.service systemd-networkd.socket systemd-networkd.service \
+  tentaflake-resolver.service
 nft flush ruleset
 nft -f - <<'END'
 {RECORDER}
@@ -189,65 +191,54 @@ def connect(host: Machine, machines: dict[str, Machine]) -> Network:
 
 
 def peer_script(peer: Peer, keys: dict[str, X25519PrivateKey]) -> str:
-    lines = [
-        "set -e",
-        f"echo {peer.role} > /proc/sys/kernel/hostname",
-        f"echo {peer.token} > {TOKEN_PATH}",
-        f"ip link set eth1 address {peer.station.mac} up",
-    ]
-    batch = [
-        f"address add {address}/{prefix} dev eth1"
-        for address, prefix in zip(peer.station.addresses, LAN_PREFIXES, strict=True)
-    ]
+    """A peer's part. Each process costs a tenth of a second under emulation, so there is one for all of ip(8)."""
+    batch = [f"link set eth1 address {peer.station.mac} up", *_addresses("eth1", peer.station.addresses, LAN_PREFIXES)]
+    lines = ["set -e", f"echo {peer.role} > /proc/sys/kernel/hostname", f"echo {peer.token} > {TOKEN_PATH}"]
     if peer.role == "internet":
         # The kernel takes all the world's addresses for its own, but for those of the LAN.
         batch += ["route add local 0.0.0.0/0 dev lo", "route add local ::/0 dev lo table main"]
-    elif peer.role == "lan":
+        return "\n".join([*lines, *_ip(batch)])
+    if peer.role == "lan":
         batch += [f"route add {network} via {via}" for network, via in zip(AGENTS, HOST.addresses, strict=True)]
-    else:
-        lines += _tunnel(keys["tailnet"], keys["host"], f"ListenPort = {TAILNET_PORT}")
-        lines.append(f"ip link set {TAILNET_INTERFACE} up")
-        batch += _tunnel_addresses(TAILNET_PEER)
-        batch += [f"route add {network} dev {TAILNET_INTERFACE}" for network in AGENTS]
-    return "\n".join([*lines, _ip(batch)])
+        return "\n".join([*lines, *_ip(batch)])
+    batch += [*_tunnel(TAILNET_PEER), f"link set {TAILNET_INTERFACE} up"]
+    batch += [f"route add {network} dev {TAILNET_INTERFACE}" for network in AGENTS]
+    return "\n".join([*lines, *_ip(batch), *_keys(keys["tailnet"], keys["host"])])
 
 
 def host_script(peers: dict[str, Peer], keys: dict[str, X25519PrivateKey]) -> str:
-    """The host's part: a way to ask the world's DNS, and its end of the tunnel, not yet up."""
+    """The host's part: whom to ask for names, and its end of the tunnel, not yet up."""
     lines = ["set -e"]
     if "internet" in peers:
-        # On the loopback, where /etc/resolv.conf and, for its containers, Docker look.
-        lines.append(
-            "dnsmasq --conf-file=/dev/null --user=root --pid-file --no-resolv --no-hosts --cache-size=0 "
-            f"--listen-address=127.0.0.1 --bind-interfaces --server={INTERNET.ipv4}"
-        )
+        lines.append(f"echo nameserver {INTERNET.ipv4} > {RESOLVERS}")
     if "tailnet" in peers:
-        far_end = f"Endpoint = {TAILNET.ipv4}:{TAILNET_PORT}\nPersistentKeepalive = 5"
-        lines += _tunnel(keys["host"], keys["tailnet"], f"ListenPort = {TAILNET_PORT}", far_end)
-        lines.append(_ip(_tunnel_addresses(TAILNET_HOST)))
+        far_end = (f"Endpoint = {TAILNET.ipv4}:{TAILNET_PORT}", "PersistentKeepalive = 5")
+        lines += [*_ip(_tunnel(TAILNET_HOST)), *_keys(keys["host"], keys["tailnet"], *far_end)]
     return "\n".join(lines)
 
 
-def _tunnel(own: X25519PrivateKey, other: X25519PrivateKey, interface: str, peer: str = "") -> list[str]:
-    """Lines that make the tunnel; whatever comes through it is let in: keeping sources honest is not its part here."""
+def _addresses(interface: str, addresses: tuple[str, str], prefixes: tuple[int, int]) -> list[str]:
+    return [f"address add {a}/{prefix} dev {interface}" for a, prefix in zip(addresses, prefixes, strict=True)]
+
+
+def _tunnel(addresses: tuple[str, str]) -> list[str]:
+    return [
+        f"link add {TAILNET_INTERFACE} mtu 1280 type wireguard",
+        *_addresses(TAILNET_INTERFACE, addresses, TAILNET_PREFIXES),
+    ]
+
+
+def _ip(batch: list[str]) -> list[str]:
+    return ["ip -batch - <<'END'", *batch, "END"]
+
+
+def _keys(own: X25519PrivateKey, other: X25519PrivateKey, *far_end: str) -> list[str]:
+    """Whatever comes through the tunnel is let in: to keep sources honest is no part of its here."""
     private = base64.b64encode(own.private_bytes_raw()).decode()
     public = base64.b64encode(other.public_key().public_bytes_raw()).decode()
     return [
-        f"ip link add {TAILNET_INTERFACE} mtu 1280 type wireguard",
         f"wg setconf {TAILNET_INTERFACE} /dev/stdin <<'END'",
-        *("[Interface]", f"PrivateKey = {private}", interface),
-        *("[Peer]", f"PublicKey = {public}", "AllowedIPs = 0.0.0.0/0, ::/0", peer),
+        *("[Interface]", f"PrivateKey = {private}", f"ListenPort = {TAILNET_PORT}"),
+        *("[Peer]", f"PublicKey = {public}", "AllowedIPs = 0.0.0.0/0, ::/0", *far_end),
         "END",
     ]
-
-
-def _tunnel_addresses(addresses: tuple[str, str]) -> list[str]:
-    return [
-        f"address add {address}/{prefix} dev {TAILNET_INTERFACE}"
-        for address, prefix in zip(addresses, TAILNET_PREFIXES, strict=True)
-    ]
-
-
-def _ip(batch: list[str]) -> str:
-    """One process of ip(8) for all."""
-    return "\n".join(["ip -batch - <<'END'", *batch, "END"])
