@@ -15,7 +15,7 @@ from subprocess import Popen
 from typing import IO
 
 from harness.errors import HarnessError
-from harness.vm.qemu import find_qemu, spawn, wire_backend
+from harness.vm.qemu import find_qemu, how_ended, spawn, wire_backend
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Wire:
         if (code := self.hub.poll()) is not None:
             self._log.seek(0)
             said = self._log.read().decode(errors="replace").strip()[-2000:]
-            raise HarnessError(f"the hub of the wire (pid {self.hub.pid}) has ended with exit code {code}\n{said}")
+            raise HarnessError(f"the hub of the wire (pid {self.hub.pid}) has ended {how_ended(code)}\n{said}")
 
 
 def hub_arguments(sockets: list[socket.socket]) -> list[str]:

@@ -239,11 +239,17 @@ class Process:
 
     def _death(self, code: int) -> GuestDied:
         log = (self.directory / "qemu.log").read_text(errors="replace").strip()[-2000:]
-        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return GuestDied(
-            f"QEMU (pid {self.popen.pid}) ended {how}" + (f"\n{log}" if log else "") + f"\n{self.console_tail()}",
+            f"QEMU (pid {self.popen.pid}) ended {how_ended(code)}"
+            + (f"\n{log}" if log else "")
+            + f"\n{self.console_tail()}",
             hint=f"its command line was:\n  {shlex.join(self.command)}",
         )
+
+
+def how_ended(code: int) -> str:
+    """A process's return code in words."""
+    return f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
 
 def _die_with_parent() -> None:
