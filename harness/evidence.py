@@ -36,7 +36,7 @@ def collect(machines: Sequence[Machine], artifacts: Path, test: str) -> Path:
     shutil.rmtree(directory, ignore_errors=True)  # what an earlier run left would be taken for this one's
     directory.mkdir(parents=True)
     for number, machine in enumerate(machines):
-        place = directory if len(machines) == 1 else directory / f"machine-{number}"
+        place = directory if len(machines) == 1 else directory / f"{machine.name}-{number}"
         place.mkdir(exist_ok=True)
         for name in ("console.log", "qemu.log"):
             source = machine.process.directory / name

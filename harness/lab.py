@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,14 +11,16 @@ from typing import Any
 
 from harness.cache import Cache, default_root
 from harness.errors import HarnessError
-from harness.guests import Guest
+from harness.guests import Guest, peers
 from harness.guests.debian import DebianGuest
+from harness.guests.peers import Network
 from harness.policy import Plan, evaluate_many
 from harness.vm.accelerator import CHOICES, Verdict, find_accelerator
 from harness.vm.image import Image
 from harness.vm.machine import Machine
+from harness.vm.network import start_wire
 from harness.vm.qemu import Hardware
-from harness.vm.template import BOOT_TIMEOUT, Template, cold_template, derived_template
+from harness.vm.template import BOOT_TIMEOUT, Template, cold_template, derived_template, fork_together
 
 PROBES = Path(__file__).parent / "probes"
 GUESTS: dict[str, type[Guest]] = {"debian": DebianGuest}
@@ -115,6 +117,13 @@ class Lab:
             **content,
         )
 
+    @cached_property
+    def peer(self) -> Template:
+        """The guest as a machine beside the host under test; see ``harness.guests.peers``."""
+        return derived_template(
+            self.cache, self.base, peers.prepare, title="making the machines around the host", **peers.content()
+        )
+
     @contextmanager
     def machine(self, plan: Plan) -> Iterator[Machine]:
         """A fresh machine with ``plan`` (adapted) in force."""
@@ -126,6 +135,20 @@ class Lab:
         """A fresh machine in the state of ``template``."""
         with template.fork(self.cache) as machine:
             yield machine
+
+    @contextmanager
+    def network(self, plan: Plan, roles: Sequence[str] = tuple(peers.STATIONS)) -> Iterator[Network]:
+        """A fresh machine with ``plan`` (adapted) in force, on one wire with a peer for each role, if there is any."""
+        if not roles:
+            with self.machine(plan) as host:
+                yield Network(host)
+            return
+        activated, peer = self.activated(plan), self.peer
+        with start_wire(1 + len(roles)) as wire:
+            forks = zip([activated, *([peer] * len(roles))], wire.ends, strict=True)
+            with fork_together(self.cache, list(forks)) as [host, *machines]:
+                wire.check()
+                yield peers.connect(host, dict(zip(roles, machines, strict=True)))
 
 
 def settings(**chosen: Any) -> Settings:

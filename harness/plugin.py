@@ -4,6 +4,9 @@
     agents          its agents, by name
     machine         a fresh machine with that plan in force, for this test alone
     host            a testinfra ``Host`` on it
+    internet        the world around that machine: DNS, HTTP and echo on public addresses and on decoys
+    lan             a neighbour on its LAN
+    tailnet         a peer on its tailnet
     shared_machine  one machine for all tests that only look
     outcomes        what came of the attacks, by name of the way (all ways in one batch)
     lab             makes machines of any plan
@@ -27,6 +30,7 @@ from harness import evidence
 from harness.cache import default_root
 from harness.contract import ClaimBroken, ControlFailed, find_claim
 from harness.errors import HarnessError
+from harness.guests.peers import STATIONS, Network, Peer
 from harness.lab import GUESTS, Lab, Settings, check_choice
 from harness.policy import Agent, Plan, evaluate_flake, reference_plan
 from harness.probes.attempts import Outcome, run_attempts
@@ -172,9 +176,31 @@ def agents(plan: Plan) -> Mapping[str, Agent]:
 
 
 @pytest.fixture
-def machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
-    with track_machine(request.config, lab.machine(plan)) as made:
+def network(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Network]:
+    """This test's machine and, on one wire with it, the peers that the test asks for."""
+    roles = [role for role in STATIONS if role in request.fixturenames]
+    with track_network(request.config, lab.network(plan, roles)) as made:
         yield made
+
+
+@pytest.fixture
+def machine(network: Network) -> Machine:
+    return network.host
+
+
+@pytest.fixture
+def internet(network: Network) -> Peer:
+    return network.internet
+
+
+@pytest.fixture
+def lan(network: Network) -> Peer:
+    return network.lan
+
+
+@pytest.fixture
+def tailnet(network: Network) -> Peer:
+    return network.tailnet
 
 
 @pytest.fixture(scope="session")
@@ -240,16 +266,28 @@ def check_outcomes(way: str, outcomes: list[Outcome]) -> None:
 @contextmanager
 def track_machine(config: pytest.Config, machine: AbstractContextManager[Machine]) -> Iterator[Machine]:
     """A machine that is known to the evidence hook while it lives."""
+    with machine as made, _known(config, [made]):
+        yield made
+
+
+@contextmanager
+def track_network(config: pytest.Config, network: AbstractContextManager[Network]) -> Iterator[Network]:
+    """A machine and its peers that are known to the evidence hook while they live."""
+    with network as made, _known(config, made.machines):
+        yield made
+
+
+@contextmanager
+def _known(config: pytest.Config, machines: list[Machine]) -> Iterator[None]:
     running = config.stash.setdefault(RUNNING, [])
-    with ExitStack() as stack:
-        made = stack.enter_context(machine)
-        running.append(made)
-        try:
-            yield made
-        finally:
-            running.remove(made)
+    running.extend(machines)
+    try:
+        yield
+    finally:
+        for machine in machines:
+            running.remove(machine)
             if config.getoption("vm_keep") == "always":
-                keep_machine(made, _artifacts(config))
+                keep_machine(machine, _artifacts(config))
 
 
 def _artifacts(config: pytest.Config) -> Path:
@@ -306,9 +344,8 @@ def pytest_runtest_makereport(
         if item.config.getoption("vm_keep") == "on-failure":
             for machine in machines:
                 keep_machine(machine, artifacts)
-        report.sections.append(
-            ("evidence", f"in {directory} (also {artifacts / 'last'})\nlook: less {directory / 'journal.txt'}")
-        )
+        journal = directory / ("journal.txt" if len(machines) == 1 else "*/journal.txt")
+        report.sections.append(("evidence", f"in {directory} (also {artifacts / 'last'})\nlook: less {journal}"))
         if item.config.getoption("vm_shell"):
             _open_shell(item, machines[0])
     return report
@@ -321,9 +358,10 @@ def is_untried(error: pytest.ExceptionInfo[BaseException]) -> bool:
 
 def _used_by(item: pytest.Item, machine: Machine) -> bool:
     """Whether the test has this machine, itself or by way of a fixture."""
-    if machine in getattr(item, "funcargs", {}).values():
-        return True
-    return any(name.endswith("_machine") for name in getattr(item, "fixturenames", ()))
+    for value in getattr(item, "funcargs", {}).values():
+        if machine is value or (isinstance(value, Network) and machine in value.machines):
+            return True
+    return any(name.endswith(("_machine", "_network")) for name in getattr(item, "fixturenames", ()))
 
 
 def _open_shell(item: pytest.Item, machine: Machine) -> None:

@@ -11,11 +11,13 @@ import secrets
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.cache import Cache, key_of
 from harness.errors import HarnessError
 from harness.guests import probe_image
+from harness.guests.addresses import HOST, INTERNET, RESOLVERS
 from harness.policy import Plan, substitute_image
 from harness.progress import step
 from harness.vm.image import Image
@@ -33,6 +35,7 @@ PACKAGES = """
     linux-image-cloud-amd64 initramfs-tools zstd
     docker.io docker-cli iptables nftables quota openssh-server age busybox-static
     python3
+    nmap python3-scapy wireguard-tools dnsmasq-base
 """.split()
 # Run at every daemon-reload, that is at every switch, and of no use here: half of a reload's time under TCG.
 MASKED_GENERATORS = [
@@ -40,6 +43,21 @@ MASKED_GENERATORS = [
     for name in "debug getty gpt-auto hibernate-resume rc-local run ssh system-update sysv tpm2".split()
 ]
 PROBE_IMAGE = "usr/lib/tentaflake/probe.tar"
+
+
+def _network(interface: str, *addresses: str, gateways: Sequence[str] = ()) -> str:
+    """A systemd.network(5) file for an interface with static addresses."""
+    lines = [f"Address={address}" for address in addresses] + [f"Gateway={gateway}" for gateway in gateways]
+    return f"""\
+[Match]
+Name={interface}
+[Link]
+RequiredForOnline=no
+[Network]
+LinkLocalAddressing=ipv6
+IPv6AcceptRA=no
+{"".join(line + chr(10) for line in lines)}"""
+
 
 # Path in the guest -> (mode, source file or text).
 CONTENT: dict[str, tuple[int, Path | str]] = {
@@ -49,24 +67,18 @@ CONTENT: dict[str, tuple[int, Path | str]] = {
     "etc/systemd/system-generators/tentaflake": (0o755, FILES / "unit-generator"),
     "etc/hostname": (0o644, "agent-host\n"),
     "etc/hosts": (0o644, "127.0.0.1 localhost agent-host\n::1 localhost agent-host\n"),
-    # There is no name server: a look-up is refused at once, where a wrong address would time out.
+    "etc/systemd/system/tentaflake-resolver.service": (0o644, FILES / "tentaflake-resolver.service"),
     "etc/resolv.conf": (0o644, "nameserver 127.0.0.1\n"),
+    RESOLVERS.lstrip("/"): (0o644, ""),
     "etc/fstab": (0o644, "/dev/vda / ext4 defaults 0 1\n"),
+    # The harness's way in, and no way out.
+    "etc/systemd/network/management.network": (0o644, _network("eth0", "10.0.2.15/24", "fec0::15/64")),
     "etc/systemd/network/lan.network": (
         0o644,
-        """\
-[Match]
-Name=eth0
-[Link]
-RequiredForOnline=no
-[Network]
-Address=10.0.2.15/24
-Gateway=10.0.2.2
-Address=fec0::15/64
-LinkLocalAddressing=ipv6
-IPv6AcceptRA=no
-""",
+        _network("eth1", HOST.ipv4 + "/24", HOST.ipv6 + "/64", gateways=[INTERNET.ipv4, INTERNET.ipv6]),
     ),
+    # Else the first tunnel would wait for it.
+    "etc/modules-load.d/tentaflake.conf": (0o644, "wireguard\n"),
     "etc/ssh/sshd_config.d/tentaflake.conf": (
         0o644,
         "HostKey /etc/ssh/ssh_host_ed25519_key\nPasswordAuthentication no\nUseDNS no\n",
@@ -288,9 +300,10 @@ def _make_disk(root: Path, directory: Path, images: bytes) -> None:
         file.write_text(_content(source))
         file.chmod(mode)
     (top / PROBE_IMAGE).write_bytes(images)
-    wants = top / "etc/systemd/system/sysinit.target.wants"
-    wants.mkdir()
-    (wants / "tentaflake-shell.service").symlink_to("../tentaflake-shell.service")
+    for target, unit in (("sysinit", "tentaflake-shell"), ("multi-user", "tentaflake-resolver")):
+        wants = top / f"etc/systemd/system/{target}.target.wants"
+        wants.mkdir()
+        (wants / f"{unit}.service").symlink_to(f"../{unit}.service")
     for generator in MASKED_GENERATORS:
         (top / "etc/systemd/system-generators" / generator).symlink_to("/dev/null")
     script = (

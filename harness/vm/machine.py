@@ -44,11 +44,12 @@ class Machine:
     """A machine whose root shell answers.
 
     ``timings`` are seconds since its QEMU was started: ``restored`` (forks) and ``first_answer``.
-    ``ssh_key`` is the file of the private key that root's login takes.
+    ``ssh_key`` is the file of the private key that root's login takes. ``name`` tells it from others in the evidence.
     """
 
     process: Process
     ssh_key: Path | None = None
+    name: str = "machine"
     timings: dict[str, float] = field(default_factory=dict)
 
     @cached_property

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from qemu.qmp import QMPError
 from qemu.qmp.legacy import QEMUMonitorProtocol
@@ -111,7 +111,8 @@ class Hardware:
             *("-device", "vmgenid,guid=auto"),
             *("-device", "virtio-rng-pci"),
             *("-device", "virtio-blk-pci,drive=disk"),
-            *("-device", "virtio-net-pci,netdev=lan,mac=52:54:00:12:34:01,romfile="),
+            *("-device", "virtio-net-pci,netdev=management,mac=52:54:00:12:34:01,romfile="),
+            *("-device", "virtio-net-pci,netdev=wire,mac=52:54:00:12:34:02,romfile="),
             *("-device", "virtio-serial-pci"),
             *("-device", "virtserialport,chardev=shell,name=tentaflake.shell"),
             *("-serial", "chardev:console"),
@@ -135,12 +136,27 @@ class Process:
     popen: subprocess.Popen[bytes]
     qmp: QEMUMonitorProtocol
     shell: socket.socket
+    _monitor: socket.socket
     _console_seen: int = field(default=0, repr=False)
     _fatal: HarnessError | None = field(default=None, repr=False)
 
     @property
     def console_log(self) -> Path:
         return self.directory / "console.log"
+
+    def connect(self) -> None:
+        """Wait for the monitor; raises ``GuestDied`` if QEMU did not start."""
+        try:
+            greeting = select.poll()
+            greeting.register(self._monitor, select.POLLIN)
+            if not greeting.poll(MONITOR_TIMEOUT * 1000):  # the end of QEMU would be an event too
+                raise HarnessError(f"QEMU's monitor has said nothing for {MONITOR_TIMEOUT} s")
+            self.qmp.connect()
+            self.qmp.settimeout(MONITOR_TIMEOUT)
+        except (QMPError, OSError, EOFError) as error:
+            self._exited(within=2.0)
+            self.check()
+            raise HarnessError(f"no answer from QEMU's monitor: {error}") from error
 
     def check(self) -> None:
         """Raise if the guest can not go on: QEMU dead, kernel panicked, host disk full; every time from then on."""
@@ -202,6 +218,7 @@ class Process:
         self.shell.close()
         with suppress(QMPError, OSError, EOFError):  # the peer is dead, as it should be
             self.qmp.close()
+        self._monitor.close()  # the monitor closes it only if it was ever connected
 
     def _find_panic(self) -> str | None:
         try:
@@ -222,11 +239,17 @@ class Process:
 
     def _death(self, code: int) -> GuestDied:
         log = (self.directory / "qemu.log").read_text(errors="replace").strip()[-2000:]
-        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return GuestDied(
-            f"QEMU (pid {self.popen.pid}) ended {how}" + (f"\n{log}" if log else "") + f"\n{self.console_tail()}",
+            f"QEMU (pid {self.popen.pid}) ended {how_ended(code)}"
+            + (f"\n{log}" if log else "")
+            + f"\n{self.console_tail()}",
             hint=f"its command line was:\n  {shlex.join(self.command)}",
         )
+
+
+def how_ended(code: int) -> str:
+    """A process's return code in words."""
+    return f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
 
 def _die_with_parent() -> None:
@@ -240,62 +263,80 @@ def _die_with_parent() -> None:
 _libc = ctypes.CDLL(None)
 
 
+def unplugged() -> socket.socket:
+    """A machine's end of a wire that has no other end: what the machine sends is lost."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    here.close()
+    return there
+
+
+def wire_backend(end: socket.socket, name: str) -> str:
+    """The value of a ``-netdev`` that sends and receives Ethernet frames by ``end``, a datagram socket."""
+    return f"dgram,id={name},local.type=fd,local.str={end.fileno()}"
+
+
+def spawn(
+    command: Sequence[str], directory: Path, output: IO[bytes], inherit: Sequence[int]
+) -> subprocess.Popen[bytes]:
+    """Start QEMU so that it dies with this process; to be called from the main thread (see ``_die_with_parent``)."""
+    return subprocess.Popen(
+        command,
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=inherit,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 (one system call; from the main thread, see there)
+    )
+
+
 @contextmanager
-def start_qemu(
+def launch_qemu(
     directory: Path,
     arguments: Sequence[str],
     *,
     disk: str,
     netdev: str,
+    wire: socket.socket | None = None,
     inherit: Sequence[int] = (),
 ) -> Iterator[Process]:
     """Start QEMU in ``directory`` (its working directory; logs go there); kill it at the end.
 
-    ``disk`` and ``netdev`` are the values of ``-drive``/``-netdev`` back ends. ``inherit`` are file
-    descriptors that the arguments name. The monitor and the shell are socket pairs: nothing of them
-    is on disk. The console is a Unix socket that may be connected and left at will.
+    It is to be waited for with ``connect``. ``disk`` and ``netdev`` are the values of ``-drive``/``-netdev`` back
+    ends. ``wire`` is where the second network card sends its frames, and is closed here; default: nowhere.
+    ``inherit`` are file descriptors that the arguments name. The monitor and the shell are socket pairs: nothing of
+    them is on disk. The console is a Unix socket that may be connected and left at will.
     """
-    program = str(find_qemu())
     qmp_here, qmp_there = socket.socketpair()
     shell_here, shell_there = socket.socketpair()
+    wire = wire or unplugged()
     command = [
-        program,
+        str(find_qemu()),
         *arguments,
         *("-drive", f"id=disk,if=none,{disk}"),
-        *("-netdev", f"{netdev},id=lan"),
+        *("-netdev", f"{netdev},id=management"),
+        *("-netdev", wire_backend(wire, "wire")),
         *("-chardev", f"socket,id=qmp,fd={qmp_there.fileno()}"),
         *("-chardev", f"socket,id=shell,fd={shell_there.fileno()}"),
         "-chardev",
         "socket,id=console,path=console.sock,server=on,wait=off,logfile=console.log",
     ]
-    with (directory / "qemu.log").open("wb") as log:
-        popen = subprocess.Popen(
-            command,
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=[qmp_there.fileno(), shell_there.fileno(), *inherit],
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 (one system call; from the main thread, see there)
-        )
+    with (directory / "qemu.log").open("wb") as log, qmp_there, shell_there, wire:
+        given = [qmp_there.fileno(), shell_there.fileno(), wire.fileno(), *inherit]
+        popen = spawn(command, directory, log, given)
     (directory / "qemu.pid").write_text(str(popen.pid))
-    qmp_there.close()
-    shell_there.close()
-    qmp = QEMUMonitorProtocol(qmp_here)
-    process = Process(command, directory, popen, qmp, shell_here)
+    process = Process(command, directory, popen, QEMUMonitorProtocol(qmp_here), shell_here, qmp_here)
     try:
-        try:
-            greeting = select.poll()
-            greeting.register(qmp_here, select.POLLIN)
-            if not greeting.poll(MONITOR_TIMEOUT * 1000):  # the end of QEMU would be an event too
-                raise HarnessError(f"QEMU's monitor has said nothing for {MONITOR_TIMEOUT} s")
-            qmp.connect()
-            qmp.settimeout(MONITOR_TIMEOUT)
-        except (QMPError, OSError, EOFError) as error:
-            process._exited(within=2.0)
-            process.check()
-            raise HarnessError(f"no answer from QEMU's monitor: {error}") from error
         yield process
     finally:
         process.close()
-        qmp_here.close()  # the monitor closes it only if it was ever connected
+
+
+@contextmanager
+def start_qemu(
+    directory: Path, arguments: Sequence[str], *, disk: str, netdev: str, wire: socket.socket | None = None
+) -> Iterator[Process]:
+    """``launch_qemu``, and wait for its monitor."""
+    with launch_qemu(directory, arguments, disk=disk, netdev=netdev, wire=wire) as process:
+        process.connect()
+        yield process

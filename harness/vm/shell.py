@@ -82,16 +82,24 @@ class Shell:
         self._request = int.from_bytes(os.urandom(3), "big") << 8
         self._buffer = bytearray()
         self._unsent = bytearray()
+        self._greeting: int | None = None
+
+    def greet(self, timeout: float) -> None:
+        """Send what ``hello`` waits for an answer to: a start for a guest that is waited for later."""
+        self._greeting = self._next_request()
+        message = {"time": time.time(), "entropy": os.urandom(64).hex()}
+        self._send(pack(b"H", self._greeting, json.dumps(message).encode()), time.monotonic() + timeout)
 
     def hello(self, timeout: float) -> dict[str, object]:
         """Wait for the shell to answer; set the guest's clock and reseed its randomness.
 
         Raises ``GuestUnresponsive`` when ``timeout`` (seconds) has passed.
         """
-        request = self._next_request()
-        message = {"time": time.time(), "entropy": os.urandom(64).hex()}
         deadline = time.monotonic() + timeout
-        self._send(pack(b"H", request, json.dumps(message).encode()), deadline)
+        if self._greeting is None:
+            self.greet(timeout)
+        request, self._greeting = self._greeting, None
+        assert request is not None
         while True:
             kind, payload = self._receive(request, deadline, "hello")
             if kind == b"h":
@@ -107,6 +115,10 @@ class Shell:
         ``timeout`` is in seconds, after which the guest kills it with all its process group.
         Raises ``GuestUnresponsive``, or what ``watch`` raises, when the guest itself is gone.
         """
+        return self.start(command, timeout=timeout, stdin=stdin)()
+
+    def start(self, command: str | Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> Callable[[], Result]:
+        """``run`` in two steps: give the order, and later call what is returned, before the next order, to wait."""
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         assert argv, "an empty command"
         shown = command if isinstance(command, str) else " ".join(command)
@@ -117,6 +129,9 @@ class Shell:
             self._send(pack(b"I", request, stdin[start : start + MAX_PAYLOAD]), deadline)
         order = json.dumps({"argv": argv, "timeout": timeout}).encode()
         self._send(pack(b"R", request, order), deadline)
+        return lambda: self._finish(request, shown, started, deadline)
+
+    def _finish(self, request: int, shown: str, started: float, deadline: float) -> Result:
         output: dict[bytes, bytearray] = {b"o": bytearray(), b"e": bytearray()}
         while True:
             kind, payload = self._receive(request, deadline, shown)

@@ -14,9 +14,10 @@ same file with ``share=off`` and load the state. See docs/architecture.md.
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from harness.cache import Cache, explain_disk_errors, key_of
 from harness.progress import step
 from harness.vm.image import Image
 from harness.vm.machine import Machine
-from harness.vm.qemu import Hardware, Process, start_qemu
+from harness.vm.qemu import Hardware, Process, launch_qemu, start_qemu
 
 FORMAT = 1
 """Part of every key: raise it when templates are made in another way."""
@@ -57,13 +58,29 @@ class Template:
         return (self.directory / "build").read_text()
 
     @contextmanager
-    def fork(self, cache: Cache) -> Iterator[Machine]:
-        """A new machine in the state of this template; gone at the end, and nothing of it left."""
-        with cache.run_directory() as directory:
-            with explain_disk_errors(cache.root):
-                shutil.copyfile(self.directory / "overlay.qcow2", directory / "overlay.qcow2")
-            with _restore(self, directory, ram=self.directory / "ram", share=False) as machine:
-                yield machine
+    def fork(self, cache: Cache, wire: socket.socket | None = None) -> Iterator[Machine]:
+        """A new machine in the state of this template; gone at the end, and nothing of it left.
+
+        ``wire`` is its end of a wire (``harness.vm.network``), which is closed here.
+        """
+        with fork_together(cache, [(self, wire)]) as [machine]:
+            yield machine
+
+
+@contextmanager
+def fork_together(cache: Cache, forks: Sequence[tuple[Template, socket.socket | None]]) -> Iterator[list[Machine]]:
+    """A fork of each template, with its end of a wire: started together, so that their starts overlap."""
+    with ExitStack() as stack:
+        yield _resume([stack.enter_context(_start_fork(cache, template, wire)) for template, wire in forks])
+
+
+@contextmanager
+def _start_fork(cache: Cache, template: Template, wire: socket.socket | None) -> Iterator["Restoring"]:
+    with cache.run_directory() as directory:
+        with explain_disk_errors(cache.root):
+            shutil.copyfile(template.directory / "overlay.qcow2", directory / "overlay.qcow2")
+        with _start_restore(template, directory, template.directory / "ram", share=False, wire=wire) as restoring:
+            yield restoring
 
 
 def boot_arguments(image: Image) -> list[str]:
@@ -91,34 +108,52 @@ def power_on(image: Image, hardware: Hardware, directory: Path) -> Iterator[Mach
         yield machine
 
 
+@dataclass(frozen=True)
+class Restoring:
+    """A QEMU that was started to go on where a template stopped; ``state`` is the template's, open."""
+
+    template: Template
+    process: Process
+    state: int
+    started: float
+
+
 @contextmanager
-def _restore(template: Template, directory: Path, *, ram: Path, share: bool) -> Iterator[Machine]:
-    """A machine in ``directory`` that goes on where ``template`` stopped, with its memory from ``ram``."""
+def _start_restore(
+    template: Template, directory: Path, ram: Path, *, share: bool, wire: socket.socket | None = None
+) -> Iterator[Restoring]:
+    """Start a machine in ``directory`` from ``template``, with its memory from ``ram``; ``_resume`` lets it run."""
     started = time.monotonic()
-    with ExitStack() as stack:
-        state = stack.enter_context((template.directory / "state").open("rb"))
-        arguments = [
-            *template.hardware.arguments(ram, share=share),
-            *boot_arguments(template.image),
-            *("-incoming", "defer"),
-        ]
-        process = stack.enter_context(
-            start_qemu(
-                directory,
-                arguments,
-                disk=_drive("overlay.qcow2" if not share else "disk.qcow2"),
-                netdev=NETDEV,
-                inherit=[state.fileno()],
-            )
-        )
-        _ignore_shared_memory(process)
-        process.execute("migrate-incoming", uri=f"fd:{state.fileno()}")
-        process.wait_status("paused", ANSWER_TIMEOUT)
-        process.execute("cont")
-        machine = Machine(process, ssh_key=template.directory / "id_ed25519")
-        machine.timings["restored"] = time.monotonic() - started
-        machine.wait_shell(ANSWER_TIMEOUT, started=started)
-        yield machine
+    arguments = [
+        *template.hardware.arguments(ram, share=share),
+        *boot_arguments(template.image),
+        *("-incoming", "defer"),
+    ]
+    disk = _drive("disk.qcow2" if share else "overlay.qcow2")
+    with (
+        (template.directory / "state").open("rb") as state,
+        launch_qemu(directory, arguments, disk=disk, netdev=NETDEV, wire=wire, inherit=[state.fileno()]) as process,
+    ):
+        yield Restoring(template, process, state.fileno(), started)
+
+
+def _resume(restoring: Sequence[Restoring]) -> list[Machine]:
+    """Let the machines go on, and wait for their root shells; each step is taken for all of them before the next."""
+    for one in restoring:
+        one.process.connect()
+        _ignore_shared_memory(one.process)
+        one.process.execute("migrate-incoming", uri=f"fd:{one.state}")
+    machines = []
+    for one in restoring:
+        one.process.wait_status("paused", ANSWER_TIMEOUT)
+        one.process.execute("cont")
+        machine = Machine(one.process, ssh_key=one.template.directory / "id_ed25519")
+        machine.timings["restored"] = time.monotonic() - one.started
+        machines.append(machine)
+        machine.shell.greet(ANSWER_TIMEOUT)
+    for one, machine in zip(restoring, machines, strict=True):
+        machine.wait_shell(ANSWER_TIMEOUT, started=one.started)
+    return machines
 
 
 def _ignore_shared_memory(process: Process) -> None:
@@ -218,7 +253,8 @@ def derived_template(
             )
             shutil.copy(base.directory / "id_ed25519", directory / "id_ed25519")
             _create_overlay(directory / "disk.qcow2", f"../{base.key}/disk.qcow2", "qcow2")
-            with _restore(base, directory, ram=directory / "ram", share=True) as machine:
+            with _start_restore(base, directory, directory / "ram", share=True) as restoring:
+                [machine] = _resume([restoring])
                 prepare(machine)
                 _finish(machine, directory, key, base.image)
 

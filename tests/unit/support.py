@@ -36,6 +36,11 @@ def ends(pid: int, within: float = PATIENCE) -> bool:
         os.close(process)
 
 
+def open_files() -> int:
+    """How many files this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 @contextmanager
 def sleeper(directory: Path) -> Iterator[int]:
     """The pid of a process that does nothing, in ``directory``."""

@@ -1,5 +1,6 @@
 """The command line: a fork's machine is its template's, or the state does not fit it."""
 
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,12 +28,20 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 
     @contextmanager
     def start(
-        directory: Path, arguments: Sequence[str], *, disk: str, netdev: str, inherit: Sequence[int] = ()
+        directory: Path,
+        arguments: Sequence[str],
+        *,
+        disk: str,
+        netdev: str,
+        wire: socket.socket | None = None,
+        inherit: Sequence[int] = (),
     ) -> Iterator[Process]:
         made.append((list(arguments), {"disk": disk, "netdev": netdev}))
         yield Mock(spec=Process)
 
-    monkeypatch.setattr(template, "start_qemu", start)
+    for name in ("start_qemu", "launch_qemu"):
+        monkeypatch.setattr(template, name, start)
+    monkeypatch.setattr(Machine, "shell", Mock())
     monkeypatch.setattr(Machine, "wait_shell", lambda *_, **__: None)
     return made
 

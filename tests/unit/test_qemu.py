@@ -11,7 +11,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.vm import qemu
 from harness.vm.qemu import GuestDied, GuestPanicked, Hardware, HostDiskFull, Process, find_qemu, start_qemu
-from tests.unit.support import ends, line_of, python
+from tests.unit.support import ends, line_of, open_files, python
 
 TINY = Hardware("tcg", cpus=1, memory=16)
 NETDEV = "user,restrict=on"
@@ -55,10 +55,6 @@ def report_event(process: Process, monkeypatch: pytest.MonkeyPatch, name: str, *
     """Let the next look at QEMU's events find this one, once."""
     events = [[{"event": name, "data": data}]]
     monkeypatch.setattr(process.qmp, "get_events", lambda wait: events.pop() if events else [])
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 # --- a QEMU that runs
