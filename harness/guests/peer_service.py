@@ -58,7 +58,10 @@ def serve_udp(server: socket.socket, token: Token) -> None:
     """Answer one packet. One that cannot be answered is lost, as packets are."""
     with contextlib.suppress(OSError):
         data, asked, _, peer = server.recvmsg(CHUNK, 256)
-        server.sendmsg([answer(token(), data)], asked, 0, peer)
+        try:
+            server.sendmsg([answer(token(), data)], asked, 0, peer)
+        except OSError:  # what was asked was everybody's: the answer comes from an address of our own
+            server.sendto(answer(token(), data), peer)
 
 
 async def serve_all(token: Token, ports: list[int]) -> None:

@@ -116,6 +116,12 @@ class Packet(NamedTuple):
     protocol: str
 
 
+def read_recorder(listing: bytes) -> set[Packet]:
+    """Packets from what ``nft -j list table inet recorder`` prints."""
+    sets = [entry["set"] for entry in json.loads(listing)["nftables"] if "set" in entry]
+    return {Packet(*map(str, item["concat"])) for found in sets for item in found.get("elem", [])}
+
+
 @dataclass(frozen=True)
 class Peer:
     """A machine that plays a part. ``token`` is what its services answer with, and nobody else's do."""
@@ -136,9 +142,7 @@ class Peer:
 
     def seen(self) -> set[Packet]:
         """All that was ever sent to it over IP, whether or not it was answered."""
-        listing = self.run("nft -j list table inet recorder").check().stdout
-        sets = [entry["set"] for entry in json.loads(listing)["nftables"] if "set" in entry]
-        return {Packet(*map(str, item["concat"])) for found in sets for item in found.get("elem", [])}
+        return read_recorder(self.run("nft -j list table inet recorder").check().stdout)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from testinfra.host import Host
 from harness.errors import HarnessError
 from harness.policy import Agent, Plan
 
-Origin = Literal["container", "uid", "root"]
+Origin = Literal["container", "uid", "wire", "lan", "tailnet", "root"]
 Seen = Literal["reached", "refused", "unknown"]
 BATCH_TIMEOUT = 240
 """Seconds; ten times what a batch takes under TCG on two cores."""
@@ -32,7 +32,8 @@ SHOWN = 600
 
 @dataclass(frozen=True)
 class Attacker:
-    """Where an attempt comes from: a shell in an agent's container, an agent's uid on the host, or root.
+    """Where an attempt comes from: a shell in an agent's container, an agent's uid on the host, the agent's end of its
+    wire (root of its network namespace, who may send any packet), a machine on the LAN or the tailnet, or root.
 
     Root is nobody's attacker: it is the positive control for targets that no agent may reach.
     """

@@ -1,0 +1,477 @@
+"""Attacks over the network: every agent, and the machines around the host, on everything that has an address.
+
+An agent attacks from its end of its own wire, as root of its network namespace: whatever a process of it can send, and
+forged packets too. Its user on the host attacks as well, and so do the machines on the LAN and on the tailnet. Whoever
+can be reached serves an echo that says who it is. Root on the host is the control: it reaches all of them.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.guests import addresses, peer_service
+from harness.guests.peers import RECORDER, SERVICE_PATH, Network, read_recorder
+from harness.policy import Agent, Plan
+from harness.probes import prober
+from harness.probes.attempts import Attacker, Attempt, Outcome, run_attempts
+from harness.probes.stage import HOST
+
+Probe = dict[str, Any]
+Way = tuple[str, str]
+"""A claim, and what is tried against it."""
+
+PROBER = Path(prober.__file__)
+PROBER_PATH = "/usr/lib/tentaflake/prober.py"
+HOST_PORTS = (80, 2375, 5001, 8080)
+"""Where the host's echo listens: some of what services listen on, Docker's own among them. On 22 there is SSH."""
+AGENT_PORTS = (80, 8080)
+ROOT, LAN, TAILNET = Attacker("root"), Attacker("lan"), Attacker("tailnet")
+INTERNET, PRIVATE = "internet", "private"
+"""Targets: the world's public addresses, and those that are nobody's business."""
+
+WAYS: list[Way] = [
+    *((claim, way) for claim in ("F1", "N1") for way in ("connect to the host", "send datagrams to the host")),
+    *(
+        ("F2", way)
+        for way in (
+            "connect to the container",
+            "send datagrams to the container",
+            "ping the container",
+            "hide in fragments",
+            "hide behind options",
+            "broadcast",
+            "forge a source",
+            "find the neighbour on the wire",
+            "come in by a published port",
+        )
+    ),
+    *(("F3", way) for way in ("connect to the host", "send datagrams to the host", "ping the host")),
+    *(("F3", way) for way in ("reach the speech server", "look up a name")),
+    *(("F4", f"reach {name}") for name in (*addresses.PUBLIC, *addresses.DECOYS, "the LAN", "the tailnet")),
+    *(("F4", way) for way in ("forge a source", "reach what is granted by name", "reach anything else by name")),
+    *(("F5", way) for way in ("reach a published port", "connect to the container")),
+]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An attempt by some probes. It has reached its target when ``token`` is in an answer: of any probe, if it is an
+    attack; of all of them, if it is a control. For forged packets, an answer is a recorder's word that they came.
+    """
+
+    attempt: Attempt
+    probes: tuple[Probe, ...]
+    token: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What attackers aim at: the token by which each target is known, and each agent's first process."""
+
+    plan: Plan
+    tokens: dict[str, str]
+    pids: dict[str, int]
+    network: Network
+
+    @property
+    def agents(self) -> list[Agent]:
+        return list(self.plan.agents.values())
+
+    def host_addresses(self) -> list[str]:
+        """Every address of the host that anybody could send to."""
+        gateways = [gateway for agent in self.agents for gateway in gateways_of(agent)]
+        return [*gateways, *addresses.HOST.addresses, *addresses.TAILNET_HOST]
+
+
+def addresses_of(agent: Agent) -> tuple[str, str]:
+    return agent.network.ipv4.address, agent.network.ipv6.address
+
+
+def gateways_of(agent: Agent) -> tuple[str, str]:
+    """The host's addresses on the agent's own wire."""
+    return agent.network.ipv4.gateway, agent.network.ipv6.gateway
+
+
+def set_scene(network: Network, plan: Plan) -> Scene:
+    """Start an echo with every agent and on the host, and record what comes to every agent."""
+    host = network.host
+    host.put(PROBER.read_bytes(), PROBER_PATH)
+    host.put(Path(peer_service.__file__).read_bytes(), SERVICE_PATH, 0o755)
+    host.put(RECORDER.encode(), "/run/recorder.nft")
+    pids = {name: int(host.host.check_output(f"pgrep -o -u {agent.uid}")) for name, agent in plan.agents.items()}
+    tokens = {name: f"{name}-{secrets.token_hex(8)}" for name in [*plan.agents, HOST]}
+    run = "systemd-run --quiet --property=Type=notify --property=LimitNOFILE=65536"
+    lines = ["set -e"]
+    for name, token in tokens.items():
+        lines.append(f"echo {token} > /run/token-{name}")
+    for name, agent in plan.agents.items():
+        enter = f"nsenter --target {pids[name]} --net"
+        # A network without a way out has no such routes: its agent could not set them, but we try harder than it can.
+        routes = [
+            f"ip route replace default via {network.gateway}" for network in (agent.network.ipv4, agent.network.ipv6)
+        ]
+        lines.append(f"{enter} sh -c '{'; '.join(routes)}; nft -f /run/recorder.nft'")
+        inside = f"--property=NetworkNamespacePath=/proc/{pids[name]}/ns/net"
+        lines.append(f"{run} {inside} {SERVICE_PATH} /run/token-{name} {' '.join(map(str, AGENT_PORTS))} &")
+    lines += [f"{run} {SERVICE_PATH} /run/token-{HOST} {' '.join(map(str, HOST_PORTS))} &", "wait"]
+    host.run("\n".join(lines)).check()
+    for peer in (network.lan, network.tailnet):
+        peer.machine.put(PROBER.read_bytes(), PROBER_PATH)
+    tokens |= {peer.role: peer.token for peer in network.peers.values()}
+    return Scene(plan, tokens, pids, network)
+
+
+# --- what is tried ----------------------------------------------------------------------------------------
+
+
+def tcp(targets: Sequence[str], ports: Sequence[int]) -> tuple[Probe, ...]:
+    return _probes("tcp", targets, ports)
+
+
+def udp(targets: Sequence[str], ports: Sequence[int]) -> tuple[Probe, ...]:
+    return _probes("udp", targets, ports)
+
+
+def ping(targets: Sequence[str]) -> tuple[Probe, ...]:
+    return _probes("ping", targets, (0,))
+
+
+def _probes(kind: str, targets: Sequence[str], ports: Sequence[int]) -> tuple[Probe, ...]:
+    return tuple({"kind": kind, "address": address, "port": port} for address, port in product(targets, ports))
+
+
+def attack(way: Way, attacker: Attacker, target: str, probes: tuple[Probe, ...], token: str) -> Trial:
+    return Trial(Attempt(way[0], way[1], attacker, target, "", "refused"), probes, token)
+
+
+def control(way: Way, attacker: Attacker, target: str, probes: tuple[Probe, ...], token: str) -> Trial:
+    return Trial(Attempt(way[0], way[1], attacker, target, "", "reached"), probes, token)
+
+
+def plan_trials(scene: Scene) -> list[Trial]:
+    found = [*on_the_host(scene), *on_neighbours(scene), *on_the_world(scene), *on_what_is_published(scene)]
+    return [trial for trial in found if trial.probes]
+
+
+def on_the_host(scene: Scene) -> Iterator[Trial]:
+    """F1, F3, N1: everybody on every address of the host."""
+    token, everywhere = scene.tokens[HOST], scene.host_addresses()
+    loopback = ["127.0.0.1", "::1"]
+    published = [port.port for agent in scene.agents for port in agent.publish if port.protocol == "tcp"]
+    closed = [port for port in HOST_PORTS if port not in published]
+    for claim, attacker in (("F1", LAN), ("N1", TAILNET)):
+        seen = [*addresses.HOST.addresses] if attacker is LAN else [*addresses.TAILNET_HOST]
+        seen += [gateway for agent in scene.agents for gateway in gateways_of(agent)]
+        yield attack((claim, "connect to the host"), attacker, HOST, tcp(seen, closed), token)
+        yield control((claim, "connect to the host"), attacker, HOST, tcp(seen[:2], [22]), "SSH-")
+        yield control((claim, "connect to the host"), ROOT, HOST, tcp(seen, closed), token)
+        yield attack((claim, "send datagrams to the host"), attacker, HOST, udp(seen, HOST_PORTS), token)
+        yield control((claim, "send datagrams to the host"), ROOT, HOST, udp(seen, HOST_PORTS), token)
+    for agent in scene.agents:
+        gateways = gateways_of(agent)
+        for attacker, places in (
+            (Attacker("wire", agent), everywhere),
+            (Attacker("uid", agent), everywhere + loopback),
+        ):
+            granted = tcp(gateways, [5001]) if agent.tts and attacker.origin == "wire" else ()
+            connections = tuple(probe for probe in tcp(places, closed) if probe not in granted)
+            yield attack(("F3", "connect to the host"), attacker, HOST, connections, token)
+            yield attack(("F3", "connect to the host"), attacker, HOST, tcp(places, [22]), "SSH-")
+            yield attack(("F3", "send datagrams to the host"), attacker, HOST, udp(places, HOST_PORTS), token)
+            yield attack(("F3", "ping the host"), attacker, HOST, ping(places), "pong")
+            yield control(("F3", "reach the speech server"), attacker, HOST, granted, token)
+            if not granted:
+                yield attack(("F3", "reach the speech server"), attacker, HOST, tcp(gateways, [5001]), token)
+    places = everywhere + loopback
+    yield control(("F3", "connect to the host"), ROOT, HOST, tcp(places, closed), token)
+    yield control(("F3", "connect to the host"), ROOT, HOST, tcp(places, [22]), "SSH-")
+    yield control(("F3", "send datagrams to the host"), ROOT, HOST, udp(places, HOST_PORTS), token)
+    yield control(("F3", "ping the host"), ROOT, HOST, ping(places), "pong")
+    yield control(("F3", "reach the speech server"), ROOT, HOST, tcp(everywhere, [5001]), token)
+
+
+def on_neighbours(scene: Scene) -> Iterator[Trial]:
+    """F2: every agent on every other, and on itself."""
+    for number, agent in enumerate(scene.agents):
+        wire, uid = Attacker("wire", agent), Attacker("uid", agent)
+        for target in scene.agents:
+            token, own = scene.tokens[target.name], target is agent
+            make = control if own else attack
+            for way, probes in _neighbourly(target).items():
+                yield make(("F2", way), wire, target.name, probes, "pong" if way.startswith("ping") else token)
+                if "container" in way and not own:
+                    yield attack(("F2", way), uid, target.name, probes, "pong" if way.startswith("ping") else token)
+            yield make(("F2", "broadcast"), wire, target.name, _everybody(agent), token)
+            asked = gateways_of(agent) if own else addresses_of(target)
+            yield make(
+                ("F2", "find the neighbour on the wire"), wire, target.name, _probes("neighbour", asked, (0,)), ":"
+            )
+            if not own:
+                yield attack(("F2", "forge a source"), wire, target.name, _forged(scene, number, agent, target), "came")
+            if target.publish and not own:
+                yield attack(("F2", "come in by a published port"), wire, target.name, _published(scene, target), token)
+    for target in scene.agents:
+        token = scene.tokens[target.name]
+        for way, probes in _neighbourly(target).items():
+            yield control(("F2", way), ROOT, target.name, probes, "pong" if way.startswith("ping") else token)
+        strangers = _forge(addresses_of(target), _strangers(100))
+        yield control(("F2", "forge a source"), ROOT, target.name, strangers, "came")
+        if target.publish:
+            yield control(
+                ("F2", "come in by a published port"), TAILNET, target.name, _published(scene, target, TAILNET), token
+            )
+
+
+def _neighbourly(target: Agent) -> dict[str, tuple[Probe, ...]]:
+    """Ways to speak to an agent whose address is known."""
+    ipv4, ipv6 = addresses_of(target)
+    routed = {"kind": "options", "address": ipv4, "via": target.network.ipv4.gateway, "port": 80}
+    return {
+        "connect to the container": tcp([ipv4, ipv6], AGENT_PORTS),
+        "send datagrams to the container": udp([ipv4, ipv6], AGENT_PORTS),
+        "ping the container": ping([ipv4, ipv6]),
+        "hide in fragments": _probes("fragments", [ipv4, ipv6], [80]),
+        "hide behind options": ({"kind": "options", "address": ipv6, "port": 80}, routed),
+    }
+
+
+def _everybody(agent: Agent) -> tuple[Probe, ...]:
+    network = ip_network(agent.network.ipv4.subnet)
+    return _probes("everybody", ["255.255.255.255", str(network.broadcast_address), "224.0.0.1", "ff02::1%eth0"], [80])
+
+
+def _published(scene: Scene, target: Agent, attacker: Attacker | None = None) -> tuple[Probe, ...]:
+    """By every address of the host, or by those that the tailnet knows."""
+    places = [*addresses.TAILNET_HOST] if attacker is TAILNET else scene.host_addresses()
+    return tuple(probe for port in target.publish for probe in _probes(port.protocol, places, [port.port]))
+
+
+def _strangers(number: int) -> tuple[str, str]:
+    """Addresses of nobody here, by which a forger is known."""
+    return f"203.0.113.{number}", f"2001:db8:f::{number}"
+
+
+def _forge(targets: tuple[str, str], sources: tuple[str, str]) -> tuple[Probe, ...]:
+    return tuple(
+        {"kind": "forged", "address": address, "port": 80, "source": source}
+        for address, source in zip(targets, sources, strict=True)
+    )
+
+
+def _forged(scene: Scene, number: int, agent: Agent, target: Agent) -> tuple[Probe, ...]:
+    """As a stranger, as the host on the LAN, and as another neighbour."""
+    others = [addresses_of(other) for other in scene.agents if other not in (agent, target)]
+    sources = [_strangers(number + 1), addresses.HOST.addresses, *others]
+    return tuple(probe for source in sources for probe in _forge(addresses_of(target), source))
+
+
+def may_reach(agent: Agent, name: str, probe: Probe) -> bool:
+    """F4, said once more than in the policy: whether the agent's egress grants what this probe tries."""
+    if isinstance(agent.egress, str):
+        return agent.egress == "internet" and name == "public.test"
+    address = ip_address(probe["address"])
+    return any(
+        address.version == ip_network(rule.network).version
+        and address in ip_network(rule.network)
+        and rule.protocol in (None, probe["kind"])
+        and (rule.ports is None or (probe["kind"] != "ping" and probe["port"] in rule.ports))
+        for rule in agent.egress
+    )
+
+
+def on_the_world(scene: Scene) -> Iterator[Trial]:
+    """F4: every agent, by its wire and with its user, on public addresses, on decoys, on the LAN and the tailnet."""
+    world = {**addresses.PUBLIC, **addresses.DECOYS}
+    places = {name: (name, INTERNET if name in addresses.PUBLIC else PRIVATE, "internet") for name in world}
+    world |= {"the LAN": addresses.LAN.addresses, "the tailnet": addresses.TAILNET_PEER}
+    places |= {"the LAN": ("the LAN", "lan", "lan"), "the tailnet": ("the tailnet", "tailnet", "tailnet")}
+    for name, targets in world.items():
+        way, (_, column, who) = ("F4", f"reach {name}"), places[name]
+        speak = (*tcp(targets, [80, 443, 8080]), *udp(targets, [443, 8080]))
+        for agent in scene.agents:
+            wire, uid = Attacker("wire", agent), Attacker("uid", agent)
+            yield control(way, wire, column, tuple(p for p in speak if may_reach(agent, name, p)), scene.tokens[who])
+            yield attack(way, wire, column, tuple(p for p in speak if not may_reach(agent, name, p)), scene.tokens[who])
+            yield attack(way, wire, column, tuple(p for p in ping(targets) if not may_reach(agent, name, p)), "pong")
+            yield attack(way, uid, column, speak, scene.tokens[who])
+        yield control(way, ROOT, column, speak, scene.tokens[who])
+        yield control(way, ROOT, column, ping(targets), "pong")
+    public = addresses.PUBLIC["public.test"]
+    for number, agent in enumerate(scene.agents):
+        sources = [_strangers(number + 1), *(addresses_of(other) for other in scene.agents if other is not agent)]
+        probes = tuple(probe for source in sources for probe in _forge(public, source))
+        yield attack(("F4", "forge a source"), Attacker("wire", agent), INTERNET, probes, "came")
+    yield control(("F4", "forge a source"), ROOT, INTERNET, _forge(public, _strangers(100)), "came")
+
+
+def on_what_is_published(scene: Scene) -> Iterator[Trial]:
+    """F5: the LAN and the tailnet on agents' published ports, and on their containers themselves."""
+    for target in scene.agents:
+        token, ports = scene.tokens[target.name], {(port.protocol, port.target) for port in target.publish}
+        inside = (*tcp(addresses_of(target), AGENT_PORTS), *udp(addresses_of(target), AGENT_PORTS))
+        for attacker in (LAN, TAILNET):
+            open_to = [p for p in inside if attacker is TAILNET and (p["kind"], p["port"]) in ports]
+            closed = tuple(probe for probe in inside if probe not in open_to)
+            yield attack(("F5", "connect to the container"), attacker, target.name, closed, token)
+        yield control(("F5", "connect to the container"), ROOT, target.name, inside, token)
+        if target.publish:
+            way = ("F5", "reach a published port")
+            yield attack(way, LAN, target.name, _published(scene, target), token)
+            yield control(way, TAILNET, target.name, _published(scene, target, TAILNET), token)
+
+
+# --- by name, as the agent itself ------------------------------------------------------------------------------
+
+
+def by_name(scene: Scene) -> Iterator[Attempt]:
+    """F3, F4: the agent's own process, by its own resolver, with busybox' tools."""
+    token = scene.tokens["internet"]
+    names = [*addresses.PUBLIC, *addresses.DECOYS]
+    attackers = [Attacker("container", agent) for agent in scene.agents]
+    for attacker in (*attackers, ROOT):
+        agent = attacker.agent
+        resolves = agent is None or agent.egress != "none"
+        granted = [name for name in names if agent is None or _granted_by_name(agent, name)]
+        others = [name for name in names if name not in granted]
+        yield Attempt(
+            "F3",
+            "look up a name",
+            attacker,
+            INTERNET,
+            "nslookup public.test",
+            "reached" if resolves else "refused",
+            token=addresses.PUBLIC["public.test"][0].encode(),
+        )
+        if granted:
+            script = f"[ $({_fetch(granted)} | grep -c {token}) = {len(granted)} ] && won"
+            yield Attempt("F4", "reach what is granted by name", attacker, INTERNET, script, "reached")
+        if others:
+            script = _fetch(others)
+            yield Attempt(
+                "F4", "reach anything else by name", attacker, PRIVATE, script, "refused", token=token.encode()
+            )
+        else:
+            script = f"[ $({_fetch(names)} | grep -c {token}) = {len(names)} ] && won"
+            yield Attempt("F4", "reach anything else by name", attacker, PRIVATE, script, "reached")
+
+
+def _granted_by_name(agent: Agent, name: str) -> bool:
+    """A name is reached by any of its addresses."""
+    targets = (*addresses.PUBLIC.get(name, ()), *addresses.DECOYS.get(name, ()))
+    return any(may_reach(agent, name, probe) for probe in tcp(targets, [80]))
+
+
+def _fetch(names: Sequence[str]) -> str:
+    """All pages at once: each that is refused takes its whole time."""
+    pages = "".join(f"wget -q -T 4 -O - http://{name}/ & " for name in names)
+    return f"( {pages}wait ) 2> /dev/null"
+
+
+# --- trying it -----------------------------------------------------------------------------------------------------
+
+
+def run_network(network: Network, plan: Plan) -> list[Outcome]:
+    """Every attack over the network, all attackers at once."""
+    scene = set_scene(network, plan)
+    trials = plan_trials(scene)
+    answers = run_probes(scene, trials)
+    arrivals = find_arrivals(scene)
+    outcomes = [judge(trial, answers, arrivals) for trial in trials]
+    return outcomes + run_attempts(network.host.host, by_name(scene))
+
+
+Asked = dict[tuple[str, str], str]
+"""The answer to each probe of each attacker; the attacker as its slug, the probe as JSON."""
+
+
+def run_probes(scene: Scene, trials: Sequence[Trial]) -> Asked:
+    """All probes, each once, by all attackers at the same time."""
+    attackers_by_slug = {trial.attempt.attacker.slug: trial.attempt.attacker for trial in trials}
+    by_attacker: dict[str, dict[str, Probe]] = {slug: {} for slug in attackers_by_slug}
+    for trial in trials:
+        by_attacker[trial.attempt.attacker.slug] |= {_key(probe): probe for probe in trial.probes}
+    network = scene.network
+    peers = {LAN.slug: network.lan.machine, TAILNET.slug: network.tailnet.machine}
+    at_host = [attacker for slug, attacker in attackers_by_slug.items() if slug not in peers]
+    places = [(peers[slug], [attackers_by_slug[slug]]) for slug in peers]
+    waiting: list[tuple[list[Attacker], Callable[[], Any]]] = []
+    for machine, attackers in [*places, (network.host, at_host)]:
+        script = _script(scene, [(attacker, list(by_attacker[attacker.slug].values())) for attacker in attackers])
+        waiting.append((attackers, machine.shell.start(script, timeout=120)))
+    found: Asked = {}
+    for attackers, finish in waiting:
+        lines = finish().check().text.splitlines()
+        for attacker, line in zip(attackers, lines, strict=True):
+            if not line.startswith("["):
+                raise HarnessError(f"{attacker.name} could not try anything: {line}")
+            asked = by_attacker[attacker.slug]
+            found |= {(attacker.slug, probe): said for probe, said in zip(asked, json.loads(line), strict=True)}
+    return found
+
+
+def _key(probe: Probe) -> str:
+    return json.dumps(probe, sort_keys=True)
+
+
+def _script(scene: Scene, work: list[tuple[Attacker, list[Probe]]]) -> str:
+    """One line of answers, or of what went wrong, for each attacker."""
+    lines = ["cd $(mktemp -d) && chmod 711 ."]
+    for number, (attacker, probes) in enumerate(work):
+        lines += [
+            f"cat > {number}.json <<'END'\n{json.dumps(probes)}\nEND",
+            f"{_identity(scene, attacker)}python3 -I -S {PROBER_PATH} < {number}.json > {number}.out 2> {number}.err &",
+        ]
+    lines.append("wait")
+    lines += [
+        f"[ -s {number}.out ] && cat {number}.out || {{ tail -n 1 {number}.err; }}" for number in range(len(work))
+    ]
+    return "\n".join([*lines, 'rm -r "$PWD"'])
+
+
+def _identity(scene: Scene, attacker: Attacker) -> str:
+    agent = attacker.agent
+    if agent is None:
+        return ""
+    if attacker.origin == "wire":
+        return f"nsenter --target {scene.pids[agent.name]} --net "
+    return f"setpriv --reuid={agent.uid} --regid={agent.gid} --clear-groups "
+
+
+Arrivals = set[tuple[str, str]]
+"""Pairs of source and destination, of all that came to an agent or to the world."""
+
+
+def find_arrivals(scene: Scene) -> Arrivals:
+    packets = scene.network.internet.seen()
+    for pid in scene.pids.values():
+        listing = scene.network.host.run(f"nsenter --target {pid} --net nft -j list table inet recorder").check()
+        packets |= read_recorder(listing.stdout)
+    return {(packet.source, packet.destination) for packet in packets}
+
+
+def judge(trial: Trial, answers: Asked, arrivals: Arrivals) -> Outcome:
+    """What came of a trial; the output names the probes that decided it."""
+    attempt = trial.attempt
+    reached: list[str] = []
+    refused: list[str] = []
+    for probe in trial.probes:
+        if probe["kind"] == "forged":
+            said = "came" if (probe["source"], probe["address"]) in arrivals else ""
+        else:
+            said = answers[attempt.attacker.slug, _key(probe)]
+        (reached if trial.token in said else refused).append(f"{_describe(probe)}: {said.strip() or 'no answer'}")
+    is_reached = not refused if attempt.is_control else bool(reached)
+    decisive = refused if attempt.is_control else reached or refused
+    return Outcome(attempt, "reached" if is_reached else "refused", "\n".join(decisive).encode())
+
+
+def _describe(probe: Probe) -> str:
+    port = f" port {probe['port']}" if probe.get("port") else ""
+    source = f" from {probe['source']}" if "source" in probe else ""
+    return f"{probe['kind']} {probe['address']}{port}{source}"
