@@ -118,12 +118,13 @@ class Lab:
     @contextmanager
     def network(self, plan: Plan, roles: Sequence[str] = tuple(peers.STATIONS)) -> Iterator[Network]:
         """A fresh machine with ``plan`` (adapted) in force, on one wire with a peer for each role."""
-        templates = [self.activated(plan), *map(self.peer, roles)]
+        templates = {"host": self.activated(plan)} | {role: self.peer(role) for role in roles}
         with start_wire(len(templates)) as wire:
-            forks = list(zip(templates, wire.ends, strict=True))
-            with fork_together(self.cache, forks) as [host, *machines]:
+            forks = list(zip(templates.values(), wire.ends, strict=True))
+            with fork_together(self.cache, forks) as machines:
+                network = peers.connect(machines, {name: template.directory for name, template in templates.items()})
                 wire.check()
-                yield peers.connect(host, dict(zip(roles, machines, strict=True)))
+                yield network
 
 
 def settings(**chosen: Any) -> Settings:

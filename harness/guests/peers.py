@@ -6,7 +6,8 @@ process that a fork runs for the first time costs a tenth of a second, and four 
 
 import base64
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
@@ -16,7 +17,7 @@ import testinfra.host
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from harness.errors import HarnessError
-from harness.guests import peer_service
+from harness.guests import addresses, peer_service
 from harness.guests.addresses import (
     AGENTS,
     DECOYS,
@@ -42,8 +43,7 @@ STATIONS = {"internet": INTERNET, "lan": LAN, "tailnet": TAILNET}
 SERVICE = Path(peer_service.__file__)
 SERVICE_PATH = "/usr/lib/tentaflake/peer_service.py"
 TOKEN_PATH = "/run/peer-token"
-HOSTS_KEYS = "/root/hosts-tunnel.conf"
-"""On the tailnet's peer: what the host is to tell its own end of the tunnel."""
+HOSTS_KEYS = "hosts-tunnel.conf"
 
 # What a peer sees of each packet that comes to it, before anything can drop it.
 RECORDER = """
@@ -117,7 +117,7 @@ def role_script(role: str) -> str:
 
 
 def prepare(machine: Machine, role: str) -> None:
-    """Make a booted guest a peer."""
+    """Make a booted guest a peer. What the host must know of it is kept in its template's directory."""
     machine.put(SERVICE.read_bytes(), SERVICE_PATH, 0o755)
     machine.run(PREPARE, timeout=120).check()
     machine.run(role_script(role)).check()
@@ -125,12 +125,13 @@ def prepare(machine: Machine, role: str) -> None:
         own, hosts = X25519PrivateKey.generate(), X25519PrivateKey.generate()
         machine.run(["wg", "setconf", TAILNET_INTERFACE, "/dev/stdin"], stdin=_keys(own, hosts).encode()).check()
         far_end = (f"Endpoint = {TAILNET.ipv4}:{TAILNET_PORT}", "PersistentKeepalive = 5")
-        machine.put(_keys(hosts, own, *far_end).encode(), HOSTS_KEYS, 0o600)
+        (machine.process.directory / HOSTS_KEYS).write_text(_keys(hosts, own, *far_end))
 
 
 def content(role: str) -> dict[str, str]:
-    """What a peer's template depends on."""
-    return {"service": SERVICE.read_text(), "script": PREPARE + role_script(role)}
+    """What a peer's template depends on: all that is written about peers."""
+    sources = (Path(module.__file__ or "").read_text() for module in (addresses, peer_service, sys.modules[__name__]))
+    return {"role": role, "sources": "".join(sources)}
 
 
 def _addresses(interface: str, addresses: tuple[str, str], prefixes: tuple[int, int]) -> list[str]:
@@ -151,22 +152,11 @@ def _ip(batch: list[str]) -> list[str]:
 
 
 def _keys(own: X25519PrivateKey, other: X25519PrivateKey, *far_end: str) -> str:
-    """A configuration for wg(8). Whatever comes through the tunnel is let in: to keep sources honest is not its part."""
+    """A configuration for wg(8). The tunnel lets in whatever comes: to keep sources honest is not its part here."""
     private = base64.b64encode(own.private_bytes_raw()).decode()
     public = base64.b64encode(other.public_key().public_bytes_raw()).decode()
     interface = ["[Interface]", f"PrivateKey = {private}", f"ListenPort = {TAILNET_PORT}"]
     return "\n".join([*interface, "[Peer]", f"PublicKey = {public}", "AllowedIPs = 0.0.0.0/0, ::/0", *far_end, ""])
-
-
-# The host speaks first: its firewall lets in nothing but answers.
-HOSTS_TUNNEL = "\n".join(
-    [
-        "set -e",
-        *_ip(_tunnel(TAILNET_HOST)),
-        f"wg setconf {TAILNET_INTERFACE} /dev/stdin",
-        f"busybox ping -c 1 -W 10 {TAILNET_PEER[0]} > /dev/null",
-    ]
-)
 
 
 class Packet(NamedTuple):
@@ -233,17 +223,37 @@ class Network:
         return self.peers[role]
 
 
-def connect(host: Machine, machines: dict[str, Machine]) -> Network:
-    """A network of forks on one wire, the peers by role: each peer gets its token, the host its side of things."""
-    for name, machine in {"host": host, **machines}.items():
+def connect(forks: Iterator[Machine], templates: Mapping[str, Path]) -> Network:
+    """A network of forks on one wire: each peer gets its token, the host its side of things.
+
+    ``templates`` gives what each fork is, "host" first, with the directory of its template.
+    """
+    machines: dict[str, Machine] = {}
+    orders: list[Callable[[], Result]] = []
+    peers: dict[str, Peer] = {}
+    for name, machine in zip(templates, forks, strict=True):
         machine.name = name
-    peers = {role: Peer(role, STATIONS[role], machine, f"{role}-{token_hex(8)}") for role, machine in machines.items()}
-    orders = {role: peer.machine.shell.start(f"echo {peer.token} > {TOKEN_PATH}") for role, peer in peers.items()}
-    for finish in orders.values():
+        machines[name] = machine
+        if name == "host":
+            keys = (templates["tailnet"] / HOSTS_KEYS).read_bytes() if "tailnet" in templates else b""
+            orders.append(machine.shell.start(host_script(templates), stdin=keys))
+        else:
+            peers[name] = Peer(name, STATIONS[name], machine, f"{name}-{token_hex(8)}")
+            orders.append(machine.shell.start(f"echo {peers[name].token} > {TOKEN_PATH}"))
+    for finish in orders:
         finish().check()
-    if "internet" in peers:
-        host.put(f"nameserver {INTERNET.ipv4}\n".encode(), RESOLVERS)
-    if "tailnet" in peers:
-        keys = peers["tailnet"].run(["cat", HOSTS_KEYS]).check().stdout
-        host.run(HOSTS_TUNNEL, stdin=keys).check()
-    return Network(host, peers)
+    return Network(machines["host"], peers)
+
+
+def host_script(names: Container[str]) -> str:
+    """The host's part: whom to ask for names, and its end of the tunnel.
+
+    It speaks first there, for its firewall lets in nothing but answers; what it sends before its peer is up, waits.
+    """
+    lines = ["set -e"]
+    if "internet" in names:
+        lines.append(f"echo nameserver {INTERNET.ipv4} > {RESOLVERS}")
+    if "tailnet" in names:
+        lines += [*_ip(_tunnel(TAILNET_HOST)), f"wg setconf {TAILNET_INTERFACE} /dev/stdin"]
+        lines.append(f"busybox ping -c 1 -W 10 {TAILNET_PEER[0]} > /dev/null")
+    return "\n".join(lines)
