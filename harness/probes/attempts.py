@@ -52,7 +52,7 @@ class Attacker:
     def command(self, script: str) -> str:
         """The command line, for root on the host, that runs the script file ``script`` as this attacker."""
         if self.agent is None:
-            return f"sh {script}"
+            return f"{SHELL} {script}"
         if self.origin == "container":
             return f"order {quote(self.agent.state_dir)} {self.agent.uid} {script}"
         identity = f"--reuid={self.agent.uid} --regid={self.agent.gid} --clear-groups"

@@ -19,8 +19,9 @@ from harness.guests import addresses, peer_service
 from harness.guests.peers import RECORDER, SERVICE_PATH, Network, read_recorder
 from harness.policy import Agent, Plan
 from harness.probes import prober
-from harness.probes.attempts import Attacker, Attempt, Outcome, run_attempts
+from harness.probes.attempts import Attacker, Attempt, Outcome, quote, run_attempts
 from harness.probes.stage import HOST
+from harness.vm.machine import Machine
 
 Probe = dict[str, Any]
 Way = tuple[str, str]
@@ -28,9 +29,11 @@ Way = tuple[str, str]
 
 PROBER = Path(prober.__file__)
 PROBER_PATH = "/usr/lib/tentaflake/prober.py"
-HOST_PORTS = (80, 2375, 5001, 8080)
+HOST_PORTS = (2375, 5001, 9000)
 """Where the host's echo listens: some of what services listen on, Docker's own among them. On 22 there is SSH."""
 AGENT_PORTS = (80, 8080)
+ANYTHING = ""
+"""The token of a server that speaks first and is not ours: SSH, which says something else when it has too much to do."""
 ROOT, LAN, TAILNET = Attacker("root"), Attacker("lan"), Attacker("tailnet")
 INTERNET, PRIVATE = "internet", "private"
 """Targets: the world's public addresses, and those that are nobody's business."""
@@ -45,6 +48,7 @@ WAYS: list[Way] = [
             "ping the container",
             "hide in fragments",
             "hide behind options",
+            "ask for a source route",
             "broadcast",
             "forge a source",
             "find the neighbour on the wire",
@@ -98,33 +102,46 @@ def gateways_of(agent: Agent) -> tuple[str, str]:
     return agent.network.ipv4.gateway, agent.network.ipv6.gateway
 
 
-def set_scene(network: Network, plan: Plan) -> Scene:
+RUN = "systemd-run --quiet --property=Type=notify --property=LimitNOFILE=65536"
+
+
+def build_scene(host: Machine, plan: Plan) -> None:
     """Start an echo with every agent and on the host, and record what comes to every agent."""
-    host = network.host
     host.put(PROBER.read_bytes(), PROBER_PATH)
     host.put(Path(peer_service.__file__).read_bytes(), SERVICE_PATH, 0o755)
-    host.put(RECORDER.encode(), "/run/recorder.nft")
-    pids = {name: int(host.host.check_output(f"pgrep -o -u {agent.uid}")) for name, agent in plan.agents.items()}
-    tokens = {name: f"{name}-{secrets.token_hex(8)}" for name in [*plan.agents, HOST]}
-    run = "systemd-run --quiet --property=Type=notify --property=LimitNOFILE=65536"
-    lines = ["set -e"]
-    for name, token in tokens.items():
-        lines.append(f"echo {token} > /run/token-{name}")
+    host.put(RECORDER.replace('{ "lo", "eth0" }', '"lo"').encode(), "/run/recorder.nft")  # eth0 is the agent's own
+    # Ping without a privilege, as systemd's own default on a host has it: Docker allows it in containers.
+    lines = ["set -e", "echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range"]
+    lines += [f"echo none > /run/token-{name}" for name in [*plan.agents, HOST]]
     for name, agent in plan.agents.items():
-        enter = f"nsenter --target {pids[name]} --net"
         # A network without a way out has no such routes: its agent could not set them, but we try harder than it can.
-        routes = [
-            f"ip route replace default via {network.gateway}" for network in (agent.network.ipv4, agent.network.ipv6)
+        inside = [f"ip route replace default via {gateway}" for gateway in gateways_of(agent)]
+        # So that the control of a source route is one: this end accepts it.
+        inside.append("for c in all lo eth0; do echo 1 > /proc/sys/net/ipv4/conf/$c/accept_source_route; done")
+        inside.append("nft -f /run/recorder.nft")
+        lines += [
+            f"pid=$(pgrep -o -u {agent.uid})",
+            f"nsenter --target $pid --net sh -ec {quote('; '.join(inside))}",
+            f"{RUN} --property=NetworkNamespacePath=/proc/$pid/ns/net {_echo(name, AGENT_PORTS)}",
         ]
-        lines.append(f"{enter} sh -c '{'; '.join(routes)}; nft -f /run/recorder.nft'")
-        inside = f"--property=NetworkNamespacePath=/proc/{pids[name]}/ns/net"
-        lines.append(f"{run} {inside} {SERVICE_PATH} /run/token-{name} {' '.join(map(str, AGENT_PORTS))} &")
-    lines += [f"{run} {SERVICE_PATH} /run/token-{HOST} {' '.join(map(str, HOST_PORTS))} &", "wait"]
-    host.run("\n".join(lines)).check()
+    lines.append(f"{RUN} {_echo(HOST, HOST_PORTS)}")
+    host.run("\n".join(lines), timeout=120).check()
+
+
+def _echo(name: str, ports: Sequence[int]) -> str:
+    return f"{SERVICE_PATH} /run/token-{name} {' '.join(map(str, ports))}"
+
+
+def set_scene(network: Network, plan: Plan) -> Scene:
+    """Give everybody a new token, on a network whose host is as ``build_scene`` leaves it."""
+    tokens = {name: f"{name}-{secrets.token_hex(8)}" for name in [*plan.agents, HOST]}
+    lines = [f"echo {token} > /run/token-{name}" for name, token in tokens.items()]
+    lines += [f"pgrep -o -u {agent.uid}" for agent in plan.agents.values()]
+    pids = network.host.run("\n".join(["set -e", *lines])).check().text.split()
     for peer in (network.lan, network.tailnet):
         peer.machine.put(PROBER.read_bytes(), PROBER_PATH)
     tokens |= {peer.role: peer.token for peer in network.peers.values()}
-    return Scene(plan, tokens, pids, network)
+    return Scene(plan, tokens, dict(zip(plan.agents, map(int, pids), strict=True)), network)
 
 
 # --- what is tried ----------------------------------------------------------------------------------------
@@ -169,7 +186,7 @@ def on_the_host(scene: Scene) -> Iterator[Trial]:
         seen = [*addresses.HOST.addresses] if attacker is LAN else [*addresses.TAILNET_HOST]
         seen += [gateway for agent in scene.agents for gateway in gateways_of(agent)]
         yield attack((claim, "connect to the host"), attacker, HOST, tcp(seen, closed), token)
-        yield control((claim, "connect to the host"), attacker, HOST, tcp(seen[:2], [22]), "SSH-")
+        yield control((claim, "connect to the host"), attacker, HOST, tcp(seen[:2], [22]), ANYTHING)
         yield control((claim, "connect to the host"), ROOT, HOST, tcp(seen, closed), token)
         yield attack((claim, "send datagrams to the host"), attacker, HOST, udp(seen, HOST_PORTS), token)
         yield control((claim, "send datagrams to the host"), ROOT, HOST, udp(seen, HOST_PORTS), token)
@@ -182,7 +199,7 @@ def on_the_host(scene: Scene) -> Iterator[Trial]:
             granted = tcp(gateways, [5001]) if agent.tts and attacker.origin == "wire" else ()
             connections = tuple(probe for probe in tcp(places, closed) if probe not in granted)
             yield attack(("F3", "connect to the host"), attacker, HOST, connections, token)
-            yield attack(("F3", "connect to the host"), attacker, HOST, tcp(places, [22]), "SSH-")
+            yield attack(("F3", "connect to the host"), attacker, HOST, tcp(places, [22]), ANYTHING)
             yield attack(("F3", "send datagrams to the host"), attacker, HOST, udp(places, HOST_PORTS), token)
             yield attack(("F3", "ping the host"), attacker, HOST, ping(places), "pong")
             yield control(("F3", "reach the speech server"), attacker, HOST, granted, token)
@@ -190,7 +207,7 @@ def on_the_host(scene: Scene) -> Iterator[Trial]:
                 yield attack(("F3", "reach the speech server"), attacker, HOST, tcp(gateways, [5001]), token)
     places = everywhere + loopback
     yield control(("F3", "connect to the host"), ROOT, HOST, tcp(places, closed), token)
-    yield control(("F3", "connect to the host"), ROOT, HOST, tcp(places, [22]), "SSH-")
+    yield control(("F3", "connect to the host"), ROOT, HOST, tcp(places, [22]), ANYTHING)
     yield control(("F3", "send datagrams to the host"), ROOT, HOST, udp(places, HOST_PORTS), token)
     yield control(("F3", "ping the host"), ROOT, HOST, ping(places), "pong")
     yield control(("F3", "reach the speech server"), ROOT, HOST, tcp(everywhere, [5001]), token)
@@ -203,8 +220,9 @@ def on_neighbours(scene: Scene) -> Iterator[Trial]:
         for target in scene.agents:
             token, own = scene.tokens[target.name], target is agent
             make = control if own else attack
-            for way, probes in _neighbourly(target).items():
-                yield make(("F2", way), wire, target.name, probes, "pong" if way.startswith("ping") else token)
+            for way, probes in _neighbourly(target, None if own else agent).items():
+                if not (own and way == "ask for a source route"):  # a kernel takes none from itself
+                    yield make(("F2", way), wire, target.name, probes, "pong" if way.startswith("ping") else token)
                 if "container" in way and not own:
                     yield attack(("F2", way), uid, target.name, probes, "pong" if way.startswith("ping") else token)
             yield make(("F2", "broadcast"), wire, target.name, _everybody(agent), token)
@@ -228,16 +246,17 @@ def on_neighbours(scene: Scene) -> Iterator[Trial]:
             )
 
 
-def _neighbourly(target: Agent) -> dict[str, tuple[Probe, ...]]:
-    """Ways to speak to an agent whose address is known."""
+def _neighbourly(target: Agent, attacker: Agent | None = None) -> dict[str, tuple[Probe, ...]]:
+    """Ways to speak to an agent whose address is known. A neighbour's source route leads over its own gateway."""
     ipv4, ipv6 = addresses_of(target)
-    routed = {"kind": "options", "address": ipv4, "via": target.network.ipv4.gateway, "port": 80}
+    via = attacker.network.ipv4.gateway if attacker else ipv4
     return {
         "connect to the container": tcp([ipv4, ipv6], AGENT_PORTS),
-        "send datagrams to the container": udp([ipv4, ipv6], AGENT_PORTS),
+        "send datagrams to the container": udp([ipv4, ipv6], [80]),
         "ping the container": ping([ipv4, ipv6]),
         "hide in fragments": _probes("fragments", [ipv4, ipv6], [80]),
-        "hide behind options": ({"kind": "options", "address": ipv6, "port": 80}, routed),
+        "hide behind options": _probes("options", [ipv6], [80]),
+        "ask for a source route": ({"kind": "options", "address": ipv4, "via": via, "port": 80},),
     }
 
 
@@ -293,13 +312,14 @@ def on_the_world(scene: Scene) -> Iterator[Trial]:
     places |= {"the LAN": ("the LAN", "lan", "lan"), "the tailnet": ("the tailnet", "tailnet", "tailnet")}
     for name, targets in world.items():
         way, (_, column, who) = ("F4", f"reach {name}"), places[name]
-        speak = (*tcp(targets, [80, 443, 8080]), *udp(targets, [443, 8080]))
+        speak = (*tcp(targets, [80, 443, 8080]), *udp(targets, [443]))
         for agent in scene.agents:
             wire, uid = Attacker("wire", agent), Attacker("uid", agent)
             yield control(way, wire, column, tuple(p for p in speak if may_reach(agent, name, p)), scene.tokens[who])
             yield attack(way, wire, column, tuple(p for p in speak if not may_reach(agent, name, p)), scene.tokens[who])
             yield attack(way, wire, column, tuple(p for p in ping(targets) if not may_reach(agent, name, p)), "pong")
-            yield attack(way, uid, column, speak, scene.tokens[who])
+            if name in addresses.PUBLIC:
+                yield attack(way, uid, column, speak, scene.tokens[who])
         yield control(way, ROOT, column, speak, scene.tokens[who])
         yield control(way, ROOT, column, ping(targets), "pong")
     public = addresses.PUBLIC["public.test"]
@@ -314,7 +334,7 @@ def on_what_is_published(scene: Scene) -> Iterator[Trial]:
     """F5: the LAN and the tailnet on agents' published ports, and on their containers themselves."""
     for target in scene.agents:
         token, ports = scene.tokens[target.name], {(port.protocol, port.target) for port in target.publish}
-        inside = (*tcp(addresses_of(target), AGENT_PORTS), *udp(addresses_of(target), AGENT_PORTS))
+        inside = (*tcp(addresses_of(target), AGENT_PORTS), *udp(addresses_of(target), [80]))
         for attacker in (LAN, TAILNET):
             open_to = [p for p in inside if attacker is TAILNET and (p["kind"], p["port"]) in ports]
             closed = tuple(probe for probe in inside if probe not in open_to)
@@ -370,7 +390,7 @@ def _granted_by_name(agent: Agent, name: str) -> bool:
 def _fetch(names: Sequence[str]) -> str:
     """All pages at once: each that is refused takes its whole time."""
     pages = "".join(f"wget -q -T 4 -O - http://{name}/ & " for name in names)
-    return f"( {pages}wait ) 2> /dev/null"
+    return f"{{ {pages}wait; }} 2> /dev/null"
 
 
 # --- trying it -----------------------------------------------------------------------------------------------------
@@ -465,7 +485,9 @@ def judge(trial: Trial, answers: Asked, arrivals: Arrivals) -> Outcome:
             said = "came" if (probe["source"], probe["address"]) in arrivals else ""
         else:
             said = answers[attempt.attacker.slug, _key(probe)]
-        (reached if trial.token in said else refused).append(f"{_describe(probe)}: {said.strip() or 'no answer'}")
+        (reached if said and trial.token in said else refused).append(
+            f"{_describe(probe)}: {said.strip() or 'no answer'}"
+        )
     is_reached = not refused if attempt.is_control else bool(reached)
     decisive = refused if attempt.is_control else reached or refused
     return Outcome(attempt, "reached" if is_reached else "refused", "\n".join(decisive).encode())

@@ -19,151 +19,153 @@ with one of these kinds; the answers are a list of texts in the same order, empt
     neighbour   who has the address, asked on the wire itself (ARP, NDP); the answer is a hardware address
 """
 
-import asyncio
 import ipaddress
 import json
 import os
+import resource
+import selectors
 import socket
 import struct
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 4.0
-"""Seconds that a probe waits for an answer: a packet that was dropped has none."""
-AGAIN = 0.7
+SILENCE = 4.0
+"""Seconds without any answer after which no more is waited for: what is dropped has none."""
+LONGEST = 60.0
+AGAIN = 0.8
 """Seconds after which a datagram is sent once more: one may be lost in a crowd."""
 IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
 LARGE = b"x" * 4000
 Probe = dict[str, Any]
 
 
-def family_of(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
+@dataclass
+class Try:
+    """One probe under way. ``message`` is sent until ``done``; ``read`` makes an answer of what came, or nothing."""
+
+    sock: socket.socket
+    message: bytes
+    to: tuple[str, int] | None = None
+    connecting: bool = False
+    read: Callable[[bytes], bytes] = bytes
+    everybody: bool = False
+    answer: bytes = b""
+    done: bool = False
+
+    def send(self) -> None:
+        with suppress(OSError):  # not allowed, no route: then nothing will come
+            if self.to is None:
+                self.sock.send(self.message)
+            else:
+                self.sock.sendto(self.message, self.to)
+
+    def receive(self) -> bool:
+        """Whether there was an answer, for the first time."""
+        try:
+            if self.connecting:
+                self.connecting = False
+                self.sock.send(self.message)  # fails if the connection did
+                return False
+            data = self.read(self.sock.recv(2000))
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.done = True
+            return False
+        first = bool(data) and not self.answer
+        self.answer += data[:300]
+        self.done = bool(data) and not self.everybody
+        return first
+
+
+def family_of(probe: Probe) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in probe["address"] else socket.AF_INET
 
 
 def destination(probe: Probe) -> tuple[str, int]:
     return probe["address"], probe.get("port", 0)
 
 
-async def try_tcp(probe: Probe) -> bytes:
-    reader, writer = await asyncio.open_connection(*destination(probe))
-    try:
-        writer.write(b"hello\n")
-        return await reader.read(200)
-    finally:
-        writer.close()
-
-
-async def ask(probe: Probe, sock: socket.socket, message: bytes, *, everybody: bool = False) -> bytes:
-    """Send ``message`` until there is an answer; with ``everybody``, gather answers as long as there is patience."""
-    loop = asyncio.get_running_loop()
+def datagrams(probe: Probe, protocol: int = 0) -> socket.socket:
+    sock = socket.socket(family_of(probe), socket.SOCK_DGRAM, protocol)
     sock.setblocking(False)
-    answers: list[bytes] = []
-    end = loop.time() + PATIENCE - 0.1
-    with sock:
-        while (now := loop.time()) < end:
-            sock.sendto(message, destination(probe))
-            try:
-                async with asyncio.timeout(min(AGAIN, end - now)):
-                    while True:
-                        data = await loop.sock_recv(sock, 200)
-                        if not everybody:
-                            return data
-                        answers.append(data)
-            except TimeoutError:
-                pass
-    return b" ".join(answers)
+    return sock
 
 
-async def try_udp(probe: Probe) -> bytes:
-    sock = socket.socket(family_of(probe["address"]), socket.SOCK_DGRAM)
-    sock.connect(destination(probe))
-    return await ask(probe, sock, b"hello\n")
+def try_tcp(probe: Probe) -> Try:
+    sock = socket.socket(family_of(probe), socket.SOCK_STREAM)
+    sock.setblocking(False)
+    sock.connect_ex(destination(probe))
+    return Try(sock, b"hello\n", connecting=True)
 
 
-async def try_everybody(probe: Probe) -> bytes:
-    sock = socket.socket(family_of(probe["address"]), socket.SOCK_DGRAM)
-    if sock.family == socket.AF_INET:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-    return await ask(probe, sock, b"hello\n", everybody=True)
+def try_udp(probe: Probe) -> Try:
+    return Try(datagrams(probe), b"hello\n", destination(probe))
 
 
-async def try_ping(probe: Probe) -> bytes:
-    version6 = ":" in probe["address"]
-    protocol = socket.IPPROTO_ICMPV6 if version6 else socket.IPPROTO_ICMP
-    sock = socket.socket(family_of(probe["address"]), socket.SOCK_DGRAM, protocol)
-    sock.connect(destination(probe))
+def try_everybody(probe: Probe) -> Try:
+    sock = datagrams(probe)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    return Try(sock, b"hello\n", destination(probe), everybody=True)
+
+
+def try_ping(probe: Probe) -> Try:
+    version6 = family_of(probe) == socket.AF_INET6
     nonce = os.urandom(8)  # the kernel fills in checksum and identifier
-    answer = await ask(probe, sock, struct.pack("!BBHHH", 128 if version6 else 8, 0, 0, 0, 1) + nonce)
-    return b"pong" if answer.endswith(nonce) else b""
+    message = struct.pack("!BBHHH", 128 if version6 else 8, 0, 0, 0, 1) + nonce
+    sock = datagrams(probe, socket.IPPROTO_ICMPV6 if version6 else socket.IPPROTO_ICMP)
+    return Try(sock, message, destination(probe), read=lambda data: b"pong" if data.endswith(nonce) else b"")
 
 
-async def try_fragments(probe: Probe) -> bytes:
-    sock = socket.socket(family_of(probe["address"]), socket.SOCK_DGRAM)
-    sock.connect(destination(probe))
-    return await ask(probe, sock, LARGE)
+def try_fragments(probe: Probe) -> Try:
+    return Try(datagrams(probe), LARGE, destination(probe))
 
 
-async def try_options(probe: Probe) -> bytes:
-    sock = socket.socket(family_of(probe["address"]), socket.SOCK_DGRAM)
+def try_options(probe: Probe) -> Try:
+    sock = datagrams(probe)
     if sock.family == socket.AF_INET6:
         # Hop-by-hop and destination options of padding only: eight bytes each, of no effect but to be there.
         for option in (socket.IPV6_HOPOPTS, socket.IPV6_DSTOPTS):
             sock.setsockopt(socket.IPPROTO_IPV6, option, bytes([0, 0, 1, 4, 0, 0, 0, 0]))
-        sock.connect(destination(probe))
-        return await ask(probe, sock, b"hello\n")
+        return Try(sock, b"hello\n", destination(probe))
     # RFC 791, loose source and record route: first to ``via``, from there to the address.
     route = bytes([131, 7, 4]) + socket.inet_aton(probe["address"]) + b"\0"
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, route)
-    return await ask({**probe, "address": probe["via"]}, sock, b"hello\n")
+    return Try(sock, b"hello\n", (probe["via"], probe["port"]))
 
 
-async def try_forged(probe: Probe) -> bytes:
-    sock = socket.socket(family_of(probe["address"]), socket.SOCK_DGRAM)
+def try_forged(probe: Probe) -> Try:
+    sock = datagrams(probe)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
-    with sock:
-        sock.bind((probe["source"], 0))
-        for _ in range(3):
-            sock.sendto(b"forged", destination(probe))
-            await asyncio.sleep(AGAIN)
-    return b""
+    sock.bind((probe["source"], 0))
+    return Try(sock, b"forged", destination(probe))
 
 
-async def try_neighbour(probe: Probe) -> bytes:
+def try_neighbour(probe: Probe) -> Try:
     interface = probe.get("interface", "eth0")
     target = ipaddress.ip_address(probe["address"])
-    frame = (arp_request if target.version == 4 else neighbour_solicitation)(interface, target)
     kind = 0x0806 if target.version == 4 else 0x86DD
-    loop = asyncio.get_running_loop()
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(kind)) as sock:
-        sock.bind((interface, kind))
-        sock.setblocking(False)
-        while True:
-            sock.send(frame)
-            try:
-                async with asyncio.timeout(AGAIN):
-                    while True:
-                        found = answered_address(await loop.sock_recv(sock, 2000), target)
-                        if found:
-                            return found
-            except TimeoutError:
-                pass
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(kind))
+    sock.bind((interface, kind))
+    own = sock.getsockname()[4]  # /sys shows the interfaces of whoever mounted it
+    frame = (arp_request if target.version == 4 else neighbour_solicitation)(interface, own, target)
+    sock.setblocking(False)
+    return Try(sock, frame, read=lambda data: answered_address(data, target))
 
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def hardware_address(interface: str) -> bytes:
-    return bytes.fromhex(Path(f"/sys/class/net/{interface}/address").read_text().strip().replace(":", ""))
-
-
-def arp_request(interface: str, target: Address) -> bytes:
+def arp_request(interface: str, own: bytes, target: Address) -> bytes:
     """RFC 826."""
-    own = hardware_address(interface)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
         sock.connect((str(target), 9))
@@ -172,9 +174,8 @@ def arp_request(interface: str, target: Address) -> bytes:
     return b"\xff" * 6 + own + b"\x08\x06" + request
 
 
-def neighbour_solicitation(interface: str, target: Address) -> bytes:
+def neighbour_solicitation(interface: str, own: bytes, target: Address) -> bytes:
     """RFC 4861, from the link-local address that the kernel made of the hardware address."""
-    own = hardware_address(interface)
     lines = Path("/proc/net/if_inet6").read_text().splitlines()
     source = next(
         bytes.fromhex(line.split()[0]) for line in lines if line.split()[3] == "20" and line.split()[5] == interface
@@ -212,19 +213,45 @@ TRIES = {
 }
 
 
-async def attempt(probe: Probe) -> str:
+def begin(probe: Probe) -> Try | None:
     try:
-        async with asyncio.timeout(PATIENCE):
-            return (await TRIES[probe["kind"]](probe)).decode(errors="replace")
-    except (OSError, TimeoutError):
-        return ""
+        return TRIES[probe["kind"]](probe)
+    except PermissionError:
+        return None
 
 
-async def main() -> None:
+def run(tries: list[Try]) -> None:
+    """Wait until every try is done, or until nothing has come for a while."""
+    selector = selectors.DefaultSelector()
+    for each in tries:
+        if not each.connecting:
+            each.send()
+        selector.register(each.sock, selectors.EVENT_WRITE if each.connecting else selectors.EVENT_READ, each)
+    started = heard = sent = time.monotonic()
+    while selector.get_map() and (now := time.monotonic()) - heard < SILENCE and now - started < LONGEST:
+        for key, _ in selector.select(0.1):
+            each = key.data
+            if each.receive():
+                heard = time.monotonic()
+            if each.done:
+                selector.unregister(each.sock)
+            elif key.events == selectors.EVENT_WRITE:
+                selector.modify(each.sock, selectors.EVENT_READ, each)
+        if now - sent > AGAIN:
+            sent = now
+            for key in list(selector.get_map().values()):
+                if key.data.sock.type != socket.SOCK_STREAM:
+                    key.data.send()
+
+
+def main() -> None:
     probes = json.load(sys.stdin)
-    answers = await asyncio.gather(*map(attempt, probes))
-    print(json.dumps(answers))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    tries = [begin(probe) for probe in probes]
+    run([each for each in tries if each is not None])
+    print(json.dumps([each.answer.decode(errors="replace") if each else "" for each in tries]))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()
