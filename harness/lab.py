@@ -99,11 +99,14 @@ class Lab:
             plan=plan.digest,
         )
 
-    @cached_property
-    def peer(self) -> Template:
+    def peer(self, role: str) -> Template:
         """The guest as a machine beside the host under test; see ``harness.guests.peers``."""
         return derived_template(
-            self.cache, self.base, peers.prepare, title="making the machines around the host", **peers.content()
+            self.cache,
+            self.base,
+            lambda machine: peers.prepare(machine, role),
+            title=f"making the {role} machine",
+            **peers.content(role),
         )
 
     @contextmanager
@@ -115,12 +118,13 @@ class Lab:
     @contextmanager
     def network(self, plan: Plan, roles: Sequence[str] = tuple(peers.STATIONS)) -> Iterator[Network]:
         """A fresh machine with ``plan`` (adapted) in force, on one wire with a peer for each role."""
-        activated, peer = self.activated(plan), self.peer
-        with start_wire(1 + len(roles)) as wire:
-            forks = zip([activated, *([peer] * len(roles))], wire.ends, strict=True)
-            with fork_together(self.cache, list(forks)) as [host, *machines]:
+        templates = {"host": self.activated(plan)} | {role: self.peer(role) for role in roles}
+        with start_wire(len(templates)) as wire:
+            forks = list(zip(templates.values(), wire.ends, strict=True))
+            with fork_together(self.cache, forks) as machines:
+                network = peers.connect(machines, {name: template.directory for name, template in templates.items()})
                 wire.check()
-                yield peers.connect(host, dict(zip(roles, machines, strict=True)))
+                yield network
 
 
 def settings(**chosen: Any) -> Settings:

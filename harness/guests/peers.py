@@ -1,22 +1,23 @@
 """The machines around a host under test: the world, a neighbour on the LAN, a peer on the tailnet.
 
-All are forks of one template; what makes a fork a peer of its own (its MAC address, its addresses, its part) is given
-to it by one short script.
+Each has a template of its own, in which it has its MAC address, its addresses and its part already: under emulation a
+process that a fork runs for the first time costs a tenth of a second, and four machines share two processors.
 """
 
 import base64
 import json
-import secrets
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
 from typing import NamedTuple
 
 import testinfra.host
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from harness.errors import HarnessError
-from harness.guests import peer_service
+from harness.guests import addresses, peer_service
 from harness.guests.addresses import (
     AGENTS,
     DECOYS,
@@ -42,6 +43,7 @@ STATIONS = {"internet": INTERNET, "lan": LAN, "tailnet": TAILNET}
 SERVICE = Path(peer_service.__file__)
 SERVICE_PATH = "/usr/lib/tentaflake/peer_service.py"
 TOKEN_PATH = "/run/peer-token"
+HOSTS_KEYS = "hosts-tunnel.conf"
 
 # What a peer sees of each packet that comes to it, before anything can drop it.
 RECORDER = """
@@ -73,7 +75,7 @@ def _records() -> list[str]:
 
 PREPARE = f"""
 set -e
-systemctl stop docker.socket docker.service containerd.service systemd-networkd.socket systemd-networkd.service \
+systemctl stop docker.socket docker.service containerd.service systemd-networkd.socket systemd-networkd.service \\
   tentaflake-resolver.service
 nft flush ruleset
 nft -f - <<'END'
@@ -84,6 +86,10 @@ for link in /sys/class/net/docker* /sys/class/net/br-*; do
 done
 ip address flush dev eth1
 ip link set eth1 down
+# One processor is enough for a peer, and four machines have to share those of this one.
+for cpu in /sys/devices/system/cpu/cpu[1-9]*/online; do
+  [ ! -e "$cpu" ] || echo 0 > "$cpu"
+done
 cd /proc/sys/net
 echo 1 | tee ipv4/ip_forward ipv6/conf/all/forwarding ipv6/ip_nonlocal_bind > /dev/null
 # A peer may be asked under any address, and forge any: no source is checked. Its own are in use at once.
@@ -96,15 +102,61 @@ systemd-run --quiet --unit=peer-dns --property=Type=forking /usr/sbin/dnsmasq --
 """
 
 
-def prepare(machine: Machine) -> None:
-    """Make a booted guest a peer that waits for its part."""
+def role_script(role: str) -> str:
+    """What makes a peer the one that it is."""
+    station = STATIONS[role]
+    batch = [f"link set eth1 address {station.mac} up", *_addresses("eth1", station.addresses, LAN_PREFIXES)]
+    if role == "internet":
+        # The kernel takes all the world's addresses for its own, but for those of the LAN.
+        batch += ["route add local 0.0.0.0/0 dev lo", "route add local ::/0 dev lo table main"]
+    elif role == "lan":
+        batch += [f"route add {network} via {via}" for network, via in zip(AGENTS, HOST.addresses, strict=True)]
+    else:
+        batch += [*_tunnel(TAILNET_PEER), *(f"route add {network} dev {TAILNET_INTERFACE}" for network in AGENTS)]
+    return "\n".join(["set -e", f"echo {role} > /proc/sys/kernel/hostname", *_ip(batch)])
+
+
+def prepare(machine: Machine, role: str) -> None:
+    """Make a booted guest a peer. What the host must know of it is kept in its template's directory."""
     machine.put(SERVICE.read_bytes(), SERVICE_PATH, 0o755)
     machine.run(PREPARE, timeout=120).check()
+    machine.run(role_script(role)).check()
+    if role == "tailnet":
+        own, hosts = X25519PrivateKey.generate(), X25519PrivateKey.generate()
+        machine.run(["wg", "setconf", TAILNET_INTERFACE, "/dev/stdin"], stdin=_keys(own, hosts).encode()).check()
+        far_end = (f"Endpoint = {TAILNET.ipv4}:{TAILNET_PORT}", "PersistentKeepalive = 5")
+        (machine.process.directory / HOSTS_KEYS).write_text(_keys(hosts, own, *far_end))
 
 
-def content() -> dict[str, str]:
-    """What the peers' template depends on."""
-    return {"peer_service": SERVICE.read_text(), "peer_script": PREPARE}
+def content(role: str) -> dict[str, str]:
+    """What a peer's template depends on: all that is written about peers."""
+    sources = (Path(module.__file__ or "").read_text() for module in (addresses, peer_service, sys.modules[__name__]))
+    return {"role": role, "sources": "".join(sources)}
+
+
+def _addresses(interface: str, addresses: tuple[str, str], prefixes: tuple[int, int]) -> list[str]:
+    return [f"address add {a}/{prefix} dev {interface}" for a, prefix in zip(addresses, prefixes, strict=True)]
+
+
+def _tunnel(addresses: tuple[str, str]) -> list[str]:
+    return [
+        f"link add {TAILNET_INTERFACE} mtu 1280 type wireguard",
+        *_addresses(TAILNET_INTERFACE, addresses, TAILNET_PREFIXES),
+        f"link set {TAILNET_INTERFACE} up",
+    ]
+
+
+def _ip(batch: list[str]) -> list[str]:
+    """One process of ip(8) for all."""
+    return ["ip -batch - <<'END'", *batch, "END"]
+
+
+def _keys(own: X25519PrivateKey, other: X25519PrivateKey, *far_end: str) -> str:
+    """A configuration for wg(8). The tunnel lets in whatever comes: to keep sources honest is not its part here."""
+    private = base64.b64encode(own.private_bytes_raw()).decode()
+    public = base64.b64encode(other.public_key().public_bytes_raw()).decode()
+    interface = ["[Interface]", f"PrivateKey = {private}", f"ListenPort = {TAILNET_PORT}"]
+    return "\n".join([*interface, "[Peer]", f"PublicKey = {public}", "AllowedIPs = 0.0.0.0/0, ::/0", *far_end, ""])
 
 
 class Packet(NamedTuple):
@@ -171,74 +223,37 @@ class Network:
         return self.peers[role]
 
 
-def connect(host: Machine, machines: dict[str, Machine]) -> Network:
-    """Give each fork its part, by role, and the host its side of it. All are on one wire."""
-    peers = {
-        role: Peer(role, STATIONS[role], machine, f"{role}-{secrets.token_hex(8)}")
-        for role, machine in machines.items()
-    }
-    for name, machine in {"host": host, **machines}.items():
+def connect(forks: Iterator[Machine], templates: Mapping[str, Path]) -> Network:
+    """A network of forks on one wire: each peer gets its token, the host its side of things.
+
+    ``templates`` gives what each fork is, "host" first, with the directory of its template.
+    """
+    machines: dict[str, Machine] = {}
+    orders: list[Callable[[], Result]] = []
+    peers: dict[str, Peer] = {}
+    for name, machine in zip(templates, forks, strict=True):
         machine.name = name
-    keys = {name: X25519PrivateKey.generate() for name in ("host", "tailnet")}
-    orders = [peer.machine.shell.start(peer_script(peer, keys)) for peer in peers.values()]
-    orders.append(host.shell.start(host_script(peers, keys)))
+        machines[name] = machine
+        if name == "host":
+            keys = (templates["tailnet"] / HOSTS_KEYS).read_bytes() if "tailnet" in templates else b""
+            orders.append(machine.shell.start(host_script(templates), stdin=keys))
+        else:
+            peers[name] = Peer(name, STATIONS[name], machine, f"{name}-{token_hex(8)}")
+            orders.append(machine.shell.start(f"echo {peers[name].token} > {TOKEN_PATH}"))
     for finish in orders:
         finish().check()
-    if "tailnet" in peers:
-        # Only now is there somebody to shake hands with: WireGuard tries again after five seconds only.
-        host.run(f"ip link set {TAILNET_INTERFACE} up && busybox ping -c 1 -W 10 {TAILNET_PEER[0]}").check()
-    return Network(host, peers)
+    return Network(machines["host"], peers)
 
 
-def peer_script(peer: Peer, keys: dict[str, X25519PrivateKey]) -> str:
-    """A peer's part. Each process costs a tenth of a second under emulation, so there is one for all of ip(8)."""
-    batch = [f"link set eth1 address {peer.station.mac} up", *_addresses("eth1", peer.station.addresses, LAN_PREFIXES)]
-    lines = ["set -e", f"echo {peer.role} > /proc/sys/kernel/hostname", f"echo {peer.token} > {TOKEN_PATH}"]
-    if peer.role == "internet":
-        # The kernel takes all the world's addresses for its own, but for those of the LAN.
-        batch += ["route add local 0.0.0.0/0 dev lo", "route add local ::/0 dev lo table main"]
-        return "\n".join([*lines, *_ip(batch)])
-    if peer.role == "lan":
-        batch += [f"route add {network} via {via}" for network, via in zip(AGENTS, HOST.addresses, strict=True)]
-        return "\n".join([*lines, *_ip(batch)])
-    batch += [*_tunnel(TAILNET_PEER), f"link set {TAILNET_INTERFACE} up"]
-    batch += [f"route add {network} dev {TAILNET_INTERFACE}" for network in AGENTS]
-    return "\n".join([*lines, *_ip(batch), *_keys(keys["tailnet"], keys["host"])])
+def host_script(names: Container[str]) -> str:
+    """The host's part: whom to ask for names, and its end of the tunnel.
 
-
-def host_script(peers: dict[str, Peer], keys: dict[str, X25519PrivateKey]) -> str:
-    """The host's part: whom to ask for names, and its end of the tunnel, not yet up."""
+    It speaks first there, for its firewall lets in nothing but answers; what it sends before its peer is up, waits.
+    """
     lines = ["set -e"]
-    if "internet" in peers:
+    if "internet" in names:
         lines.append(f"echo nameserver {INTERNET.ipv4} > {RESOLVERS}")
-    if "tailnet" in peers:
-        far_end = (f"Endpoint = {TAILNET.ipv4}:{TAILNET_PORT}", "PersistentKeepalive = 5")
-        lines += [*_ip(_tunnel(TAILNET_HOST)), *_keys(keys["host"], keys["tailnet"], *far_end)]
+    if "tailnet" in names:
+        lines += [*_ip(_tunnel(TAILNET_HOST)), f"wg setconf {TAILNET_INTERFACE} /dev/stdin"]
+        lines.append(f"busybox ping -c 1 -W 10 {TAILNET_PEER[0]} > /dev/null")
     return "\n".join(lines)
-
-
-def _addresses(interface: str, addresses: tuple[str, str], prefixes: tuple[int, int]) -> list[str]:
-    return [f"address add {a}/{prefix} dev {interface}" for a, prefix in zip(addresses, prefixes, strict=True)]
-
-
-def _tunnel(addresses: tuple[str, str]) -> list[str]:
-    return [
-        f"link add {TAILNET_INTERFACE} mtu 1280 type wireguard",
-        *_addresses(TAILNET_INTERFACE, addresses, TAILNET_PREFIXES),
-    ]
-
-
-def _ip(batch: list[str]) -> list[str]:
-    return ["ip -batch - <<'END'", *batch, "END"]
-
-
-def _keys(own: X25519PrivateKey, other: X25519PrivateKey, *far_end: str) -> list[str]:
-    """Whatever comes through the tunnel is let in: to keep sources honest is no part of its here."""
-    private = base64.b64encode(own.private_bytes_raw()).decode()
-    public = base64.b64encode(other.public_key().public_bytes_raw()).decode()
-    return [
-        f"wg setconf {TAILNET_INTERFACE} /dev/stdin <<'END'",
-        *("[Interface]", f"PrivateKey = {private}", f"ListenPort = {TAILNET_PORT}"),
-        *("[Peer]", f"PublicKey = {public}", "AllowedIPs = 0.0.0.0/0, ::/0", *far_end),
-        "END",
-    ]

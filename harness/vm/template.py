@@ -68,8 +68,8 @@ class Template:
 
 
 @contextmanager
-def fork_together(cache: Cache, forks: Sequence[tuple[Template, socket.socket | None]]) -> Iterator[list[Machine]]:
-    """A fork of each template, with its end of a wire: started together, so that their starts overlap."""
+def fork_together(cache: Cache, forks: Sequence[tuple[Template, socket.socket | None]]) -> Iterator[Iterator[Machine]]:
+    """A fork of each template, with its end of a wire; started together, each given in its turn when it answers."""
     with ExitStack() as stack:
         yield _resume([stack.enter_context(_start_fork(cache, template, wire)) for template, wire in forks])
 
@@ -137,8 +137,8 @@ def _start_restore(
         yield Restoring(template, process, state.fileno(), started)
 
 
-def _resume(restoring: Sequence[Restoring]) -> list[Machine]:
-    """Let the machines go on, and wait for their root shells; each step is taken for all of them before the next."""
+def _resume(restoring: Sequence[Restoring]) -> Iterator[Machine]:
+    """Let the machines go on, and give each when its root shell answers. No step of one waits for another's."""
     for one in restoring:
         one.process.connect()
         _ignore_shared_memory(one.process)
@@ -149,11 +149,11 @@ def _resume(restoring: Sequence[Restoring]) -> list[Machine]:
         one.process.execute("cont")
         machine = Machine(one.process, ssh_key=one.template.directory / "id_ed25519")
         machine.timings["restored"] = time.monotonic() - one.started
-        machines.append(machine)
         machine.shell.greet(ANSWER_TIMEOUT)
+        machines.append(machine)
     for one, machine in zip(restoring, machines, strict=True):
         machine.wait_shell(ANSWER_TIMEOUT, started=one.started)
-    return machines
+        yield machine
 
 
 def _ignore_shared_memory(process: Process) -> None:
