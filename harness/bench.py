@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.errors import HarnessError
+from harness.guests.addresses import HOST
+from harness.guests.peers import STATIONS
 from harness.lab import Lab
 from harness.policy import POLICY, Plan, evaluate, evaluate_many
 from harness.progress import step
@@ -23,6 +25,7 @@ from harness.vm.template import BOOT_TIMEOUT, power_on
 
 REPOSITORY = POLICY.parent.parent
 BATCH = 500
+PING_ALL = "for address in {}; do busybox ping -q -c 1 -W 10 $address > /dev/null || exit 1; done"
 
 
 class Metric(msgspec.Struct, frozen=True):
@@ -84,6 +87,22 @@ def fork_ssh(lab: Lab, plan: Plan) -> float:
     with lab.machine(plan) as machine, machine.ssh() as client:
         _, stdout, _ = client.exec_command("echo here")
         assert stdout.read() == b"here\n"
+        return time.monotonic() - started
+
+
+def network_ready(lab: Lab, plan: Plan) -> float:
+    """Four machines on a wire: the first QEMU started to each having had an answer of every other, by IPv4 and IPv6."""
+    stations = {"host": HOST, **STATIONS}
+    for role in STATIONS:
+        lab.peer(role)
+    started = time.monotonic()
+    with lab.network(plan) as network:
+        orders = []
+        for machine in network.machines:
+            others = [address for name in stations if name != machine.name for address in stations[name].addresses]
+            orders.append(machine.shell.start(PING_ALL.format(" ".join(others))))
+        for finish in orders:
+            finish().check()
         return time.monotonic() - started
 
 
@@ -161,6 +180,7 @@ METRICS: dict[str, tuple[str, Callable[[Lab, Plan], float]]] = {
     "fork_restored": ("s", fork_restored),
     "fork_first_answer": ("s", fork_first_answer),
     "fork_ssh": ("s", fork_ssh),
+    "network_ready": ("s", network_ready),
     "command": ("ms", command),
     "pytest_first_result": ("s", pytest_first_result),
     "fork_memory": ("MiB", fork_memory),
