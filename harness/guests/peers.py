@@ -6,7 +6,6 @@ process that a fork runs for the first time costs a tenth of a second, and four 
 
 import base64
 import json
-import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ import testinfra.host
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from harness.errors import HarnessError
-from harness.guests import addresses, peer_service
+from harness.guests import peer_service
 from harness.guests.addresses import (
     AGENTS,
     DECOYS,
@@ -130,8 +129,11 @@ def prepare(machine: Machine, role: str) -> None:
 
 def content(role: str) -> dict[str, str]:
     """What a peer's template depends on: all that is written about peers."""
-    sources = (Path(module.__file__ or "").read_text() for module in (addresses, peer_service, sys.modules[__name__]))
-    return {"role": role, "sources": "".join(sources)}
+    here = Path(__file__)
+    return {
+        "role": role,
+        "sources": "".join(path.read_text() for path in (here, here.with_name("addresses.py"), SERVICE)),
+    }
 
 
 def _addresses(interface: str, addresses: tuple[str, str], prefixes: tuple[int, int]) -> list[str]:
@@ -160,7 +162,7 @@ def _keys(own: X25519PrivateKey, other: X25519PrivateKey, *far_end: str) -> str:
 
 
 class Packet(NamedTuple):
-    """Packets of one kind that a peer was sent: on which interface, from where, to where, by which protocol."""
+    """Packets of one kind that a peer was sent: on which interface, from where, to where, by which protocol ("tcp")."""
 
     interface: str
     source: str
