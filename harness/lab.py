@@ -119,6 +119,7 @@ class Lab:
 
     def peer(self, role: str) -> Template:
         """The guest as a machine beside the host under test; see ``harness.guests.peers``."""
+        check_choice("role", role, tuple(peers.STATIONS))
         return derived_template(
             self.cache,
             self.base,
@@ -156,8 +157,11 @@ class Lab:
         with start_wire(len(templates)) as wire:
             forks = list(zip(templates.values(), wire.ends, strict=True))
             with fork_together(self.cache, forks) as machines:
-                network = peers.connect(machines, {name: template.directory for name, template in templates.items()})
-                wire.check()
+                try:
+                    directories = {name: template.directory for name, template in templates.items()}
+                    network = peers.connect(machines, directories)
+                finally:
+                    wire.check()  # without it nothing else can work
                 yield network
 
 

@@ -26,7 +26,7 @@ class Station:
         return self.ipv4, self.ipv6
 
 
-# The host keeps the card's own MAC address (harness.vm.qemu); the others get theirs after the fork.
+# The host keeps the card's own MAC address (harness.vm.qemu); the others have theirs.
 HOST, INTERNET, LAN, TAILNET = map(Station, (1, 2, 3, 4))
 LAN_PREFIXES = (24, 64)
 

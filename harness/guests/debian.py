@@ -47,16 +47,9 @@ PROBE_IMAGE = "usr/lib/tentaflake/probe.tar"
 
 def _network(interface: str, *addresses: str, gateways: Sequence[str] = ()) -> str:
     """A systemd.network(5) file for an interface with static addresses."""
-    lines = [f"Address={address}" for address in addresses] + [f"Gateway={gateway}" for gateway in gateways]
-    return f"""\
-[Match]
-Name={interface}
-[Link]
-RequiredForOnline=no
-[Network]
-LinkLocalAddressing=ipv6
-IPv6AcceptRA=no
-{"".join(line + chr(10) for line in lines)}"""
+    match = ["[Match]", f"Name={interface}", "[Link]", "RequiredForOnline=no"]
+    network = ["[Network]", "LinkLocalAddressing=ipv6", "IPv6AcceptRA=no", *(f"Address={a}" for a in addresses)]
+    return "\n".join([*match, *network, *(f"Gateway={gateway}" for gateway in gateways), ""])
 
 
 # Path in the guest -> (mode, source file or text).

@@ -6,7 +6,6 @@ process that a fork runs for the first time costs a tenth of a second, and four 
 
 import base64
 import json
-import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,11 +107,9 @@ def role_script(role: str) -> str:
     batch = [f"link set eth1 address {station.mac} up", *_addresses("eth1", station.addresses, LAN_PREFIXES)]
     if role == "internet":
         # The kernel takes all the world's addresses for its own, but for those of the LAN.
-        batch += [
-            "route add throw 192.168.50.0/24 table local",
-            "route add local 0.0.0.0/0 dev lo",
-            "route add local ::/0 dev lo table main",
-        ]
+        # (An IPv4 address is one's own by the table `local` only, which is asked before `main` once there was a rule.)
+        batch += ["route add throw 192.168.50.0/24 table local", "route add local 0.0.0.0/0 dev lo"]
+        batch += ["route add local ::/0 dev lo table main"]
     elif role == "lan":
         batch += [f"route add {network} via {via}" for network, via in zip(AGENTS, HOST.addresses, strict=True)]
     else:
@@ -134,8 +131,11 @@ def prepare(machine: Machine, role: str) -> None:
 
 def content(role: str) -> dict[str, str]:
     """What a peer's template depends on: all that is written about peers."""
-    sources = (Path(module.__file__ or "").read_text() for module in (addresses, peer_service, sys.modules[__name__]))
-    return {"role": role, "sources": "".join(sources)}
+    here = Path(__file__)
+    return {
+        "role": role,
+        "sources": "".join(path.read_text() for path in (here, here.with_name("addresses.py"), SERVICE)),
+    }
 
 
 def _addresses(interface: str, addresses: tuple[str, str], prefixes: tuple[int, int]) -> list[str]:
@@ -164,7 +164,7 @@ def _keys(own: X25519PrivateKey, other: X25519PrivateKey, *far_end: str) -> str:
 
 
 class Packet(NamedTuple):
-    """Packets of one kind that a peer was sent: on which interface, from where, to where, by which protocol."""
+    """Packets of one kind that a peer was sent: on which interface, from where, to where, by which protocol ("tcp")."""
 
     interface: str
     source: str

@@ -33,7 +33,7 @@ HOST_PORTS = (2375, 5001, 9000)
 """Where the host's echo listens: some of what services listen on, Docker's own among them. On 22 there is SSH."""
 AGENT_PORTS = (80, 8080)
 ANYTHING = ""
-"""The token of a server that speaks first and is not ours: SSH, which says something else when it has too much to do."""
+"""The token of a server that speaks first and is not ours: SSH, which says another thing when it is too busy."""
 ROOT, LAN, TAILNET = Attacker("root"), Attacker("lan"), Attacker("tailnet")
 INTERNET, PRIVATE = "internet", "private"
 """Targets: the world's public addresses, and those that are nobody's business."""

@@ -76,10 +76,17 @@ class Child:
         return self.process.wait(PATIENCE)
 
 
+def children(pid: int) -> list[int]:
+    """The pids of a process's children."""
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
 @contextmanager
-def child_with_machine(directory: Path, wait: Callable[[Path], str], *arguments: str) -> Iterator[Child]:
+def child_with_machine(
+    directory: Path, wait: Callable[[Path], str], *arguments: str, test: str = READY
+) -> Iterator[Child]:
     """A child that has its machine; ``wait`` gives the content of the file with which it says so."""
-    command = pytest_command(directory, READY, arguments)
+    command = pytest_command(directory, test, arguments)
     with (
         (directory / "output").open("wb") as output,
         subprocess.Popen(

@@ -137,3 +137,22 @@ def test_a_dead_machine_leaves_its_console_and_how_it_died(lab: Lab, plan: Plan,
     last = tmp_path / "found" / "last"
     assert (last / "console.log").exists()
     assert "SIGKILL" in (last / "guest-did-not-answer.txt").read_text()
+
+
+NETWORK_TEST = """
+def test_that_fails(machine, lan):
+    lan.run("logger a word of the neighbour").check()
+    assert False
+"""
+
+
+def test_the_evidence_of_a_network_is_of_all_its_machines(lab: Lab, plan: Plan, tmp_path: Path) -> None:
+    lab.activated(plan)
+    lab.peer("lan")
+    done = run_pytest(tmp_path, NETWORK_TEST, *vm_options(lab.settings), "--vm-artifacts=found")
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    evidence = tmp_path / "found" / "test_child-test_that_fails"
+    assert f"less {evidence}/*/journal.txt" in done.stdout
+    assert sorted(path.name for path in evidence.iterdir()) == ["host-0", "lan-1"]
+    assert "a word of the neighbour" in (evidence / "lan-1" / "journal.txt").read_text()
+    assert (evidence / "host-0" / "plan.json").exists()

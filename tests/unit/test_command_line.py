@@ -129,3 +129,9 @@ def test_another_qemu_has_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_hosts_processor_is_in_the_key_where_the_guest_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qemu, "host_cpu", lambda: "another processor")
     assert (Hardware("kvm").key()["host_cpu"], HARDWARE.key()["host_cpu"]) == ("another processor", None)
+
+
+def test_a_machine_has_a_card_to_be_managed_by_and_one_for_the_wire() -> None:
+    cards = [word for word in HARDWARE.arguments(Path("ram"), share=False) if word.startswith("virtio-net-pci")]
+    assert [card.split(",")[1] for card in cards] == ["netdev=management", "netdev=wire"]
+    assert len({card.split(",")[2] for card in cards}) == 2, "two cards with one MAC address"
