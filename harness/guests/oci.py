@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -32,7 +33,7 @@ def describe(media_type: str, data: bytes) -> dict[str, object]:
     return descriptor(media_type, digest_of(data), len(data))
 
 
-def image_config(digests: list[str], config: dict[str, object]) -> bytes:
+def image_config(digests: list[str], config: Mapping[str, object]) -> bytes:
     """An image's configuration: its layers, uncompressed, and how a container of it is started."""
     rootfs = {"type": "layers", "diff_ids": digests}
     return encode({"architecture": "amd64", "os": "linux", "config": config, "rootfs": rootfs})
@@ -42,7 +43,7 @@ def image_manifest(config: bytes, layers: list[dict[str, object]]) -> bytes:
     return encode({"schemaVersion": 2, "mediaType": MANIFEST, "config": describe(CONFIG, config), "layers": layers})
 
 
-def index(names: dict[str, bytes]) -> bytes:
+def index(names: Mapping[str, bytes]) -> bytes:
     """The index of an archive: name to manifest.
 
     Each image is named by its digest, as a pulled one would be: no tag that could be moved to another image.
