@@ -59,7 +59,7 @@ LEFT_OUT = re.compile(
     r"|etc/(hostname|machine-id|resolv\.conf|g?shadow|[^/]+-)"
     r"|var/lib/dpkg/(?!status$).+"
 )
-# Debian's own bytecode says when its source was changed, which here is never true; ours does not.
+# Where bytecode is made anew. What Debian made goes by its source's time, which is no longer the same.
 COMPILED = ("usr/lib/python" + PYTHON, "usr/local/lib/python" + PYTHON)
 
 

@@ -248,7 +248,7 @@ class Play:
         if not isinstance(message, dict) or message.get("role") != "tool":
             return
         prefix, _, number = str(message.get("tool_call_id")).rpartition("_")
-        if prefix == f"call_{self.nonce}" and number.isdecimal() and int(number) < len(self.script.commands):
+        if prefix == f"call_{self.nonce}" and number in map(str, self.offers):
             self.answers.setdefault(int(number), parse_answer(message.get("content")))
 
     def _call(self, number: int) -> dict[str, Any]:
@@ -394,7 +394,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _request(self) -> dict[str, Any]:
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        if not re.fullmatch(r"[0-9]{1,15}", length):
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "no Content-Length")
         if int(length) > BODY_LIMIT:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{length} bytes are more than {BODY_LIMIT}")

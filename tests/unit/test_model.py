@@ -204,8 +204,9 @@ def test_the_first_answer_counts(start: Start) -> None:
 def test_an_answer_to_a_call_that_nobody_made_counts_for_nothing(start: Start) -> None:
     port, transcript = start({"coding": AgentScript(THREE.commands[:1])})
     client = Client(port, "coding")
-    for call in ("call_00000000_0", "call_0", "0", "call__99", ""):
-        client.answer({"id": call}, CANARY)
+    [call] = client.ask()["tool_calls"]
+    for identity in ("call_00000000_0", "call_0", "0", "call__99", "", call["id"] + "0", call["id"][:-1]):
+        client.answer({"id": identity}, CANARY)
     client.messages.append({"role": "tool"})
     client.ask()
     assert transcript()["coding"].commands[0].answer is None
@@ -318,6 +319,7 @@ def test_a_look_for_models_is_404_and_no_problem(start: Start) -> None:
         ("", 411),
         ("Content-Length: x\r\n", 411),
         ("Content-Length: -1\r\n", 411),
+        ("Content-Length: " + "9" * 5000 + "\r\n", 411),
         ("Content-Length: 99999999999\r\n", 413),
     ],
 )
