@@ -16,15 +16,15 @@ from pathlib import Path
 
 from harness.cache import Cache, key_of
 from harness.errors import HarnessError
-from harness.guests import probe_image
+from harness.guests import oci, probe_image
 from harness.guests.addresses import HOST, INTERNET, RESOLVERS
+from harness.guests.bootstrap import SMALL, SUITE, bootstrap, installed
 from harness.policy import Plan, substitute_image
 from harness.progress import step
 from harness.vm.image import Image
 from harness.vm.machine import Machine
 from harness.vm.shell import CommandFailed
 
-SUITE = "trixie"
 DISK_SIZE = "12G"
 FILES = Path(__file__).parent / "files"
 ACTIVATE = Path(__file__).parent / "activate.py"
@@ -107,37 +107,6 @@ COMMAND_LINE = (
 )
 
 
-def debian_sources() -> str:
-    """apt sources for the suite, from the mirrors that this machine's apt is set up with.
-
-    Empty where apt knows no Debian mirror (Ubuntu, say): mmdebstrap then uses its own default.
-    """
-    listing = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
-    mirrors: dict[str, str] = {}
-    for line in listing.splitlines():
-        origin, label, uri = line.split("|", 2)
-        if origin == "Debian" and label in ("Debian", "Debian-Security"):
-            mirrors.setdefault(label, uri)
-    if "Debian" not in mirrors:
-        return ""
-    lines = [f"deb {mirrors['Debian']} {suite} main" for suite in (SUITE, f"{SUITE}-updates")]
-    if "Debian-Security" in mirrors:
-        lines.append(f"deb {mirrors['Debian-Security']} {SUITE}-security main")
-    return "\n".join(lines) + "\n"
-
-
-def apt_options() -> list[str]:
-    """This machine's own apt settings for fetching (proxy, certificates, retries)."""
-    dump = subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=False).stdout
-    wanted = re.compile(r"Acquire::(https?::|Retries|Check-Valid-Until|Check-Date|ForceIPv)", re.IGNORECASE)
-    return [line for line in dump.splitlines() if wanted.match(line) and not line.endswith('"";')]
-
-
 class DebianGuest:
     """Debian stable with an activation program: the guest that runs wherever Debian packages can be had."""
 
@@ -151,7 +120,7 @@ class DebianGuest:
             disk=DISK_SIZE,
             content=content,
             generators=generators,
-            probe=_content(Path(probe_image.__file__)),
+            probe=[_content(Path(path)) for path in (oci.__file__, probe_image.__file__)],
         )
 
     def build(self, cache: Cache) -> Image:
@@ -212,8 +181,7 @@ def _mmdebstrap_options() -> list[str]:
         "--variant=minbase",
         "--format=tar",
         f"--include={','.join(PACKAGES)}",
-        '--aptopt=APT::Install-Recommends "false";',
-        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man", "info")),
+        *SMALL,
         f"--essential-hook={early}",
         *(f"--customize-hook={hook}" for hook in late),
     ]
@@ -225,29 +193,7 @@ def _root_key() -> str:
 
 def _make_root(directory: Path) -> None:
     """Fill ``directory`` with root.tar: the packages, configured."""
-    if shutil.which("mmdebstrap") is None:
-        raise HarnessError("mmdebstrap is not installed", hint="run ci/setup, or install mmdebstrap")
-    sources = debian_sources()
-    command = ["mmdebstrap", *_mmdebstrap_options(), *(f"--aptopt={option}" for option in apt_options())]
-    command += [SUITE, str(directory / "root.tar"), *(["-"] if sources else [])]
-    said: list[str] = []
-    with (
-        step("building the Debian guest: packages") as progress,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process,
-    ):
-        assert process.stdin and process.stdout
-        process.stdin.write(sources)
-        process.stdin.close()
-        for line in process.stdout:
-            said.append(line.rstrip())
-            progress.update(said[-1])
-    if process.returncode:
-        raise HarnessError(
-            f"mmdebstrap failed with exit code {process.returncode}:\n" + "\n".join(said[-15:]),
-            hint="no network, or no mirror for the suite? `apt-get update` must work on this machine",
-        )
+    bootstrap("building the Debian guest: packages", _mmdebstrap_options(), directory / "root.tar")
 
 
 def _make_image(cache: Cache, directory: Path) -> None:
@@ -271,7 +217,7 @@ def _make_image(cache: Cache, directory: Path) -> None:
         # Two builds of one recipe differ (package versions, file system UUIDs); templates are of this one.
         "build": secrets.token_hex(8),
         "suite": SUITE,
-        "packages": _packages(status.decode()),
+        "packages": installed(status.decode()),
         "images": {"probe": images.probe, "decoy": images.decoy},
     }
     (directory / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
@@ -326,9 +272,3 @@ def _extract(tar: tarfile.TarFile, patterns: tuple[str, ...]) -> list[bytes]:
     if missing:
         raise HarnessError(f"the guest's root has no file like {missing[0]}")
     return [found[pattern] for pattern in patterns]
-
-
-def _packages(status: str) -> dict[str, str]:
-    """Name to version, from dpkg's status file."""
-    pairs = re.findall(r"^Package: (\S+)$.*?^Version: (\S+)$", status, re.MULTILINE | re.DOTALL)
-    return dict(pairs)

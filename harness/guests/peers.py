@@ -16,7 +16,7 @@ import testinfra.host
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from harness.errors import HarnessError
-from harness.guests import addresses, peer_service
+from harness.guests import peer_service
 from harness.guests.addresses import (
     AGENTS,
     DECOYS,

@@ -4,11 +4,11 @@ Made without a container engine, byte for byte the same from the same busybox, s
 known before any engine has seen it. Format: OCI image layout (image-spec v1.1), one layer.
 """
 
-import hashlib
 import io
-import json
 import tarfile
 from dataclasses import dataclass
+
+from harness.guests import oci
 
 # .invalid never resolves (RFC 2606): these cannot be pulled by mistake.
 PROBE, DECOY = "tentaflake.invalid/probe", "tentaflake.invalid/decoy"
@@ -95,54 +95,15 @@ def build(busybox: bytes, applets: list[str]) -> Images:
     files["etc/group"] = (0o644, b"root:x:0:\n")
     layer = _tar(files)
     layout: dict[str, tuple[int, bytes | str | None]] = {
-        "oci-layout": (0o644, _json({"imageLayoutVersion": "1.0.0"})),
-        _blob(layer): (0o644, layer),
+        "oci-layout": (0o644, oci.encode(oci.LAYOUT)),
+        oci.blob_path(oci.digest_of(layer)): (0o644, layer),
     }
-    entries, references = [], []
+    manifests = {}
     for name in (PROBE, DECOY):
-        config = _json(
-            {
-                "architecture": "amd64",
-                "os": "linux",
-                "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/agent"], "Labels": {"name": name}},
-                "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
-            }
-        )
-        manifest = _json(
-            {
-                "schemaVersion": 2,
-                "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                "config": _descriptor("application/vnd.oci.image.config.v1+json", config),
-                "layers": [_descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
-            }
-        )
-        layout |= {_blob(config): (0o644, config), _blob(manifest): (0o644, manifest)}
-        references.append(f"{name}@{_digest(manifest)}")
-        # Named by its digest, as a pulled image would be: no tag that could be moved to another image.
-        entries.append(
-            _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
-            | {"annotations": {"io.containerd.image.name": references[-1]}}
-        )
-    index = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": entries,
-    }
-    layout["index.json"] = (0o644, _json(index))
-    return Images(_tar(layout), *references)
-
-
-def _blob(data: bytes) -> str:
-    return "blobs/sha256/" + _digest(data).removeprefix("sha256:")
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _digest(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def _descriptor(media_type: str, data: bytes) -> dict[str, object]:
-    return {"mediaType": media_type, "digest": _digest(data), "size": len(data)}
+        started = {"Env": ["PATH=/bin"], "Cmd": ["/bin/agent"], "Labels": {"name": name}}
+        config = oci.image_config([oci.digest_of(layer)], started)
+        manifests[name] = manifest = oci.image_manifest(config, [oci.describe(oci.LAYER, layer)])
+        for data in (config, manifest):
+            layout[oci.blob_path(oci.digest_of(data))] = (0o644, data)
+    layout["index.json"] = (0o644, oci.index(manifests))
+    return Images(_tar(layout), *(oci.reference(name, manifest) for name, manifest in manifests.items()))

@@ -1,0 +1,87 @@
+"""Debian root file systems by mmdebstrap, from the mirrors that this machine's apt is set up with."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.progress import step
+
+SUITE = "trixie"
+SMALL = [
+    '--aptopt=APT::Install-Recommends "false";',
+    *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man", "info")),
+]
+"""Options that leave out what only a person at a terminal would miss."""
+
+
+def debian_sources() -> str:
+    """apt sources for the suite, from the mirrors that this machine's apt is set up with.
+
+    Empty where apt knows no Debian mirror (Ubuntu, say): mmdebstrap then uses its own default.
+    """
+    listing = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    mirrors: dict[str, str] = {}
+    for line in listing.splitlines():
+        origin, label, uri = line.split("|", 2)
+        if origin == "Debian" and label in ("Debian", "Debian-Security"):
+            mirrors.setdefault(label, uri)
+    if "Debian" not in mirrors:
+        return ""
+    lines = [f"deb {mirrors['Debian']} {suite} main" for suite in (SUITE, f"{SUITE}-updates")]
+    if "Debian-Security" in mirrors:
+        lines.append(f"deb {mirrors['Debian-Security']} {SUITE}-security main")
+    return "\n".join(lines) + "\n"
+
+
+def apt_options() -> list[str]:
+    """This machine's own apt settings for fetching (proxy, certificates, retries)."""
+    dump = subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=False).stdout
+    wanted = re.compile(r"Acquire::(https?::|Retries|Check-Valid-Until|Check-Date|ForceIPv)", re.IGNORECASE)
+    return [line for line in dump.splitlines() if wanted.match(line) and not line.endswith('"";')]
+
+
+def bootstrap(title: str, options: Sequence[str], target: Path, environment: Mapping[str, str] | None = None) -> None:
+    """Have mmdebstrap make ``target``; raises ``HarnessError`` with what it said last."""
+    if shutil.which("mmdebstrap") is None:
+        raise HarnessError("mmdebstrap is not installed", hint="run ci/setup, or install mmdebstrap")
+    sources = debian_sources()
+    command = ["mmdebstrap", *options, *(f"--aptopt={option}" for option in apt_options())]
+    command += [SUITE, str(target), *(["-"] if sources else [])]
+    said: list[str] = []
+    with (
+        step(title) as progress,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | (environment or {}),
+        ) as process,
+    ):
+        assert process.stdin and process.stdout
+        process.stdin.write(sources)
+        process.stdin.close()
+        for line in process.stdout:
+            said.append(line.rstrip())
+            progress.update(said[-1])
+    if process.returncode:
+        raise HarnessError(
+            f"mmdebstrap failed with exit code {process.returncode}:\n" + "\n".join(said[-15:]),
+            hint="no network, or no mirror for the suite? `apt-get update` must work on this machine",
+        )
+
+
+def installed(status: str) -> dict[str, str]:
+    """Name to version, from dpkg's status file."""
+    pairs = re.findall(r"^Package: (\S+)$.*?^Version: (\S+)$", status, re.MULTILINE | re.DOTALL)
+    return dict(pairs)
