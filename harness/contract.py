@@ -60,13 +60,11 @@ CLAIMS: dict[str, Claim] = {
             "A secret that cannot be decrypted keeps its agent from starting, by name; the others start.",
             to_come=True,
         ),
-        Claim("F1", "From the LAN, every port is closed but those that the host's settings open.", to_come=True),
-        Claim("F2", "A cannot open a connection to B, by any way.", to_come=True),
-        Claim("F3", "A reaches on the host only what its spec grants.", to_come=True),
-        Claim("F4", "A's way out follows its spec.", to_come=True),
-        Claim(
-            "F5", "Agents' published ports are reachable on the tailnet interface and on nothing else.", to_come=True
-        ),
+        Claim("F1", "From the LAN, every port is closed but those that the host's settings open."),
+        Claim("F2", "A cannot open a connection to B, by any way."),
+        Claim("F3", "A reaches on the host only what its spec grants."),
+        Claim("F4", "A's way out follows its spec."),
+        Claim("F5", "Agents' published ports are reachable on the tailnet interface and on nothing else."),
         Claim("F6", "There is no moment without rules.", to_come=True),
         Claim("T1", "The speech server answers the official openai client.", to_come=True),
         Claim("T2", "Bad input gets an OpenAI-shaped error, and the server goes on serving.", to_come=True),
@@ -92,7 +90,6 @@ CLAIMS: dict[str, Claim] = {
         Claim(
             "N1",
             "Only the tailnet interface is trusted as the specs say; without tailscale nothing listens for it.",
-            to_come=True,
         ),
         Claim(
             "I1", "The installer gives a machine that boots from its disk and keeps every claim above.", to_come=True
@@ -115,6 +112,10 @@ class ControlFailed(HarnessError):
 
     The tool is missing, the target is down, or the attack itself is broken; look at the output shown.
     """
+
+
+class Inapplicable(HarnessError):
+    """The host has nothing that this test could attack: a single agent has no neighbour, say."""
 
 
 def find_claim(name: str) -> Claim:

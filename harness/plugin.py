@@ -9,6 +9,7 @@
     tailnet         a peer on its tailnet
     shared_machine  one machine for all tests that only look
     outcomes        what came of the attacks, by name of the way (all ways in one batch)
+    network_outcomes  the same of the attacks over the network, by claim and way
     lab             makes machines of any plan
 
 A test of a claim is marked ``@pytest.mark.claim("D2")``.
@@ -28,12 +29,13 @@ import testinfra.host
 
 from harness import evidence
 from harness.cache import default_root
-from harness.contract import ClaimBroken, ControlFailed, find_claim
+from harness.contract import ClaimBroken, ControlFailed, Inapplicable, find_claim
 from harness.errors import HarnessError
 from harness.guests.peers import STATIONS, Network, Peer
 from harness.lab import GUESTS, Lab, Settings, check_choice
 from harness.policy import Agent, Plan, evaluate_flake, reference_plan
 from harness.probes.attempts import Outcome, run_attempts
+from harness.probes.network import run_network, scene_builder, scene_content
 from harness.probes.sharing import run_sharing
 from harness.probes.stage import set_stage
 from harness.probes.ways import WAYS, plan_attempts, writes
@@ -149,7 +151,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(deselected)]
 
 
-GROUPS = {"all_outcomes", "restarted", "refused"}
+GROUPS = {"all_outcomes", "attacked_network", "restarted", "refused"}
 """Fixtures that are expensive and shared: all tests that use one go to one worker."""
 
 
@@ -234,20 +236,53 @@ def all_outcomes(request: pytest.FixtureRequest, attacked_machine: Machine, plan
 
 
 @pytest.fixture
-def outcomes(request: pytest.FixtureRequest, all_outcomes: list[Outcome]) -> Callable[..., None]:
-    """``outcomes("way", …)``: fail unless these attacks were refused and their positive controls were not."""
+def outcomes(request: pytest.FixtureRequest, all_outcomes: list[Outcome]) -> Callable[[str], None]:
+    """``outcomes("way")``: fail unless this attack was refused, everywhere, and its positive controls were not."""
 
-    def judge(*ways: str) -> None:
-        chosen = [outcome for outcome in all_outcomes if outcome.attempt.way in ways]
-        request.node.stash.setdefault(CELLS, []).extend(outcome.cell() for outcome in chosen)
-        for way in ways:
-            check_outcomes(way, [outcome for outcome in chosen if outcome.attempt.way == way])
+    def judge(way: str) -> None:
+        judge_outcomes(request, way, [outcome for outcome in all_outcomes if outcome.attempt.way == way])
 
     return judge
 
 
+@pytest.fixture(scope="session")
+def attacked_network(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Network]:
+    """The machines on which the attacks of ``network_outcomes`` are tried."""
+    stage = lab.stage(plan, scene_builder(plan), title="preparing attacks over the network", **scene_content())
+    with track_network(request.config, lab.network(plan, stage=stage)) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def all_network_outcomes(attacked_network: Network, plan: Plan) -> list[Outcome]:
+    """Every attack over the network, in one batch."""
+    return run_network(attacked_network, plan)
+
+
+@pytest.fixture
+def network_outcomes(request: pytest.FixtureRequest, all_network_outcomes: list[Outcome]) -> Callable[[str, str], None]:
+    """``network_outcomes("F2", "broadcast")``: as ``outcomes``, for a claim and a way of ``harness.probes.network``."""
+
+    def judge(claim: str, way: str) -> None:
+        chosen = [each for each in all_network_outcomes if (each.attempt.claim, each.attempt.way) == (claim, way)]
+        judge_outcomes(request, way, chosen)
+
+    return judge
+
+
+def judge_outcomes(request: pytest.FixtureRequest, way: str, outcomes: list[Outcome]) -> None:
+    """Report the outcomes, and fail or skip the test as ``check_outcomes`` says."""
+    request.node.stash.setdefault(CELLS, []).extend(outcome.cell() for outcome in outcomes)
+    try:
+        check_outcomes(way, outcomes)
+    except Inapplicable as error:
+        request.node.user_properties.append(("inapplicable", True))
+        pytest.skip(str(error))
+
+
 def check_outcomes(way: str, outcomes: list[Outcome]) -> None:
-    """Raise ``ClaimBroken`` if an attack succeeded, ``ControlFailed`` if it proves nothing."""
+    """Raise ``ClaimBroken`` if an attack succeeded, ``ControlFailed`` if it proves nothing, ``Inapplicable`` if there
+    is none to try."""
     broken = [outcome for outcome in outcomes if not outcome.attempt.is_control and outcome.seen == "reached"]
     if broken:
         claim = find_claim(broken[0].attempt.claim)
@@ -255,12 +290,12 @@ def check_outcomes(way: str, outcomes: list[Outcome]) -> None:
         raise ClaimBroken(f"{claim.id} is broken: {claim.text}\n  {listing}")
     controls = [outcome for outcome in outcomes if outcome.attempt.is_control]
     wrong = "\n  ".join(str(outcome) for outcome in outcomes if not outcome.as_expected)
-    if not controls:
+    if outcomes and not controls:
         wrong = wrong or "no positive control was tried"
-    elif len(controls) == len(outcomes):
-        wrong = wrong or "there was nobody to attack: the host has one agent only"
     if wrong:
         raise ControlFailed(f"{way!r} proves nothing:\n  {wrong}")
+    if len(controls) == len(outcomes):
+        raise Inapplicable(f"{way!r}: on this host there is nobody who could try it, or nobody to try it on")
 
 
 @contextmanager

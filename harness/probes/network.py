@@ -58,7 +58,7 @@ WAYS: list[Way] = [
     *(("F3", way) for way in ("connect to the host", "send datagrams to the host", "ping the host")),
     *(("F3", way) for way in ("reach the speech server", "look up a name")),
     *(("F4", f"reach {name}") for name in (*addresses.PUBLIC, *addresses.DECOYS, "the LAN", "the tailnet")),
-    *(("F4", way) for way in ("forge a source", "reach what is granted by name", "reach anything else by name")),
+    *(("F4", way) for way in ("forge a source", "reach by name")),
     *(("F5", way) for way in ("reach a published port", "connect to the container")),
 ]
 
@@ -126,6 +126,15 @@ def build_scene(host: Machine, plan: Plan) -> None:
         ]
     lines.append(f"{RUN} {_echo(HOST, HOST_PORTS)}")
     host.run("\n".join(lines), timeout=120).check()
+
+
+def scene_builder(plan: Plan) -> Callable[[Machine], None]:
+    return lambda host: build_scene(host, plan)
+
+
+def scene_content() -> dict[str, str]:
+    """What a scene depends on, besides the plan and the probes."""
+    return {"service": Path(peer_service.__file__).read_text(), "recorder": RECORDER}
 
 
 def _echo(name: str, ports: Sequence[int]) -> str:
@@ -370,15 +379,9 @@ def by_name(scene: Scene) -> Iterator[Attempt]:
         )
         if granted:
             script = f"[ $({_fetch(granted)} | grep -c {token}) = {len(granted)} ] && won"
-            yield Attempt("F4", "reach what is granted by name", attacker, INTERNET, script, "reached")
+            yield Attempt("F4", "reach by name", attacker, INTERNET if agent else PRIVATE, script, "reached")
         if others:
-            script = _fetch(others)
-            yield Attempt(
-                "F4", "reach anything else by name", attacker, PRIVATE, script, "refused", token=token.encode()
-            )
-        else:
-            script = f"[ $({_fetch(names)} | grep -c {token}) = {len(names)} ] && won"
-            yield Attempt("F4", "reach anything else by name", attacker, PRIVATE, script, "reached")
+            yield Attempt("F4", "reach by name", attacker, PRIVATE, _fetch(others), "refused", token=token.encode())
 
 
 def _granted_by_name(agent: Agent, name: str) -> bool:
@@ -389,7 +392,7 @@ def _granted_by_name(agent: Agent, name: str) -> bool:
 
 def _fetch(names: Sequence[str]) -> str:
     """All pages at once: each that is refused takes its whole time."""
-    pages = "".join(f"wget -q -T 4 -O - http://{name}/ & " for name in names)
+    pages = "".join(f"wget -q -T 3 -O - http://{name}/ & " for name in names)
     return f"{{ {pages}wait; }} 2> /dev/null"
 
 

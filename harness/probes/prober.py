@@ -37,7 +37,7 @@ from typing import Any
 SILENCE = 4.0
 """Seconds without any answer after which no more is waited for: what is dropped has none."""
 LONGEST = 60.0
-AGAIN = 0.8
+AGAIN = 1.6
 """Seconds after which a datagram is sent once more: one may be lost in a crowd."""
 IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
 LARGE = b"x" * 4000

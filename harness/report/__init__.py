@@ -14,6 +14,7 @@ from rich.text import Text
 from harness.contract import CLAIMS
 
 Outcome = Literal["held", "broken", "untried", "to-come"]
+TestOutcome = Literal["held", "broken", "untried", "inapplicable"]
 STYLES: dict[str, str] = {"held": "green", "broken": "bold red", "untried": "bold yellow", "to-come": "dim"}
 EXIT_HELD, EXIT_BROKEN, EXIT_UNTRIED = 0, 1, 2
 
@@ -67,7 +68,7 @@ class Collector:
     """A pytest plugin that gathers what the tests of the claims found; ``progress`` is told after each test."""
 
     progress: Any = None
-    tests: dict[str, list[tuple[str, Outcome]]] = field(default_factory=dict)
+    tests: dict[str, list[tuple[str, TestOutcome]]] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     failures: list[pytest.TestReport | pytest.CollectReport] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
@@ -82,8 +83,10 @@ class Collector:
         self.cells += [msgspec.convert(cell, Cell) for name, value in properties if name == "cells" for cell in value]
         if report.failed:
             self.failures.append(report)
-        outcome: Outcome | None = None
-        if report.failed or (report.skipped and not hasattr(report, "wasxfail")):
+        outcome: TestOutcome | None = None
+        if ("inapplicable", True) in properties:
+            outcome = "inapplicable" if report.when == "call" else None
+        elif report.failed or (report.skipped and not hasattr(report, "wasxfail")):
             outcome = "untried" if report.skipped or ("untried", True) in properties else "broken"
         elif report.when == "call":
             outcome = "held"
@@ -99,9 +102,10 @@ class Collector:
         return [judge(claim.id, claim.to_come, self.tests.get(claim.id, [])) for claim in CLAIMS.values()]
 
 
-def judge(claim: str, to_come: bool, tests: Sequence[tuple[str, Outcome]]) -> ClaimVerdict:
-    """A claim is held when it has tests and all of them passed; broken when an attack got through."""
-    outcomes = {outcome for _, outcome in tests}
+def judge(claim: str, to_come: bool, tests: Sequence[tuple[str, TestOutcome]]) -> ClaimVerdict:
+    """A claim is held when it has tests and all of them passed, but for those to which the host gives no occasion;
+    broken when an attack got through."""
+    outcomes = {outcome for _, outcome in tests} - {"inapplicable"}
     verdict: Outcome = "held"
     if not tests:
         verdict = "to-come" if to_come else "untried"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import testinfra
 
-from harness.contract import CLAIMS, ClaimBroken, ControlFailed, find_claim, missing_tests
+from harness.contract import CLAIMS, ClaimBroken, ControlFailed, Inapplicable, find_claim, missing_tests
 from harness.errors import HarnessError
 from harness.plugin import check_outcomes, is_untried
 from harness.policy import evaluate
@@ -66,14 +66,18 @@ def test_an_attack_that_gets_through_breaks_the_claim() -> None:
     "outcomes",
     [
         [outcome("refused", "refused")],
-        [outcome("reached", "reached")],
         [outcome("reached", "refused"), outcome("refused", "refused")],
         [outcome("reached", "reached"), outcome("refused", "unknown")],
-        [],
     ],
 )
 def test_an_attack_without_a_working_control_proves_nothing(outcomes: list[Outcome]) -> None:
     with pytest.raises(ControlFailed, match="proves nothing"):
+        check_outcomes("a way", outcomes)
+
+
+@pytest.mark.parametrize("outcomes", [[], [outcome("reached", "reached")]])
+def test_where_there_is_nobody_to_attack_nothing_is_said(outcomes: list[Outcome]) -> None:
+    with pytest.raises(Inapplicable):
         check_outcomes("a way", outcomes)
 
 
@@ -90,7 +94,7 @@ def fail_by_attack() -> None:
 
 
 def fail_by_control() -> None:
-    check_outcomes("a way", [])
+    check_outcomes("a way", [outcome("refused", "refused")])
 
 
 def fail_by_command() -> None:
