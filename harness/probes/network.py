@@ -293,9 +293,9 @@ def _forge(targets: tuple[str, str], sources: tuple[str, str]) -> tuple[Probe, .
 
 
 def _forged(scene: Scene, number: int, agent: Agent, target: Agent) -> tuple[Probe, ...]:
-    """As a stranger, as the host on the LAN, and as another neighbour."""
+    """As a stranger, as somebody on the LAN, and as another neighbour; none of whom would send there themselves."""
     others = [addresses_of(other) for other in scene.agents if other not in (agent, target)]
-    sources = [_strangers(number + 1), addresses.HOST.addresses, *others]
+    sources = [_strangers(number + 1), addresses.Station(number + 100).addresses, *others]
     return tuple(probe for source in sources for probe in _forge(addresses_of(target), source))
 
 
