@@ -403,8 +403,12 @@ def _open_shell(item: pytest.Item, machine: Machine) -> None:
     """An interactive root shell by SSH; the test goes on failing when it is left."""
     capture = item.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled() if capture else ExitStack():
-        print(f"\nroot shell in the machine of {item.nodeid}; leave with exit")
-        subprocess.run(ssh_command(machine), check=False)
+        try:
+            with Path("/dev/tty").open() as terminal:  # standard input is pytest's, and empty
+                print(f"\nroot shell in the machine of {item.nodeid}; leave with exit")
+                subprocess.run(ssh_command(machine), stdin=terminal, check=False)
+        except OSError as error:
+            print(f"\nno root shell in the machine of {item.nodeid}: {error}")
 
 
 def ssh_command(machine: Machine) -> list[str]:

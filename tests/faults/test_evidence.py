@@ -5,11 +5,12 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from harness.lab import Lab
 from harness.policy import Plan
-from tests.faults.support import run_pytest, vm_options
+from tests.faults.support import BOOT_PATIENCE, environment, pytest_command, run_pytest, vm_options
 
 TEST = """
 import pytest
@@ -156,3 +157,34 @@ def test_the_evidence_of_a_network_is_of_all_its_machines(lab: Lab, plan: Plan, 
     assert sorted(path.name for path in evidence.iterdir()) == ["host-0", "lan-1"]
     assert "a word of the neighbour" in (evidence / "lan-1" / "journal.txt").read_text()
     assert (evidence / "host-0" / "plan.json").exists()
+
+
+def test_the_shell_of_a_failed_test_has_the_terminal(lab: Lab, plan: Plan, tmp_path: Path) -> None:
+    """pytest keeps standard input from everybody: a shell that were given it would end at once."""
+    lab.activated(plan)
+    test = "def test_that_fails(machine):\n    assert machine.run('false').exit == 0\n"
+    command = pytest_command(tmp_path, test, [*vm_options(lab.settings), "--vm-shell"])
+    with pexpect.spawn(command[0], command[1:], cwd=str(tmp_path), env=environment(), timeout=BOOT_PATIENCE) as child:
+        child.expect_exact("root@agent-host")
+        child.sendline("echo $((6 * 7))-is-said; exit")
+        child.expect_exact("42-is-said")
+        child.expect_exact("1 failed")
+        child.expect(pexpect.EOF)
+
+
+def test_without_a_terminal_there_is_no_shell(lab: Lab, plan: Plan, tmp_path: Path) -> None:
+    lab.activated(plan)
+    test = "def test_that_fails(machine):\n    assert machine.run('false').exit == 0\n"
+    command = pytest_command(tmp_path, test, [*vm_options(lab.settings), "--vm-shell"])
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        check=False,
+    )
+    assert "no root shell in the machine of" in done.stdout
+    assert "1 failed" in done.stdout
