@@ -9,6 +9,19 @@
     cpus = 2;
     pids = 512;
     disk = "1g";
+    secrets = [
+      {
+        name = "coding-model-key";
+        file = "secrets/coding-model-key.age";
+        as = "env";
+        variable = "MODEL_API_KEY";
+      }
+      {
+        name = "search-token";
+        file = "secrets/search-token.age";
+        shared = true;
+      }
+    ];
     settings = {
       agent.max_turns = 40;
       terminal.backend = "local";
@@ -34,6 +47,17 @@
     publish = [ 8080 ];
     tts = true;
     memory = "1g";
+    secrets = [
+      {
+        name = "research-model-key";
+        file = "secrets/research-model-key.age";
+      }
+      {
+        name = "search-token";
+        file = "secrets/search-token.age";
+        shared = true;
+      }
+    ];
     settings.agent.max_turns = 20;
   })
 
@@ -44,6 +68,12 @@
     cpus = 0.5;
     pids = 128;
     disk = "64m";
+    secrets = [
+      {
+        name = "writer-model-key";
+        file = "secrets/writer-model-key.age";
+      }
+    ];
     settings.agent.max_turns = 10;
   })
 ]

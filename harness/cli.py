@@ -1,6 +1,7 @@
-"""The command line: ``harness verify | plan | image | shell | bench``.
+"""The command line: ``harness verify | plan | image | secrets | shell | bench``.
 
-Exit codes: 0 all is well, 1 a claim is broken, 2 it could not be tried (and why) or wrong usage.
+Exit codes: 0 all is well, 1 a claim is broken or a secret's file is not in order, 2 it could not be tried (and why) or
+wrong usage.
 """
 
 import json
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import bench as benchmarks
+from harness import secrets as agefiles
 from harness.contract import find_claim
 from harness.errors import HarnessError
 from harness.lab import Lab, Settings, settings
@@ -36,6 +38,14 @@ app = typer.Typer(
 )
 image_app = typer.Typer(no_args_is_help=True, help="The machines' image and the cache that holds it.")
 app.add_typer(image_app, name="image")
+secrets_app = typer.Typer(
+    no_args_is_help=True,
+    help="The agents' secrets, as age files that can be committed. Who can decrypt them is in a file `recipients` "
+    "beside them: public keys, one a line, the host's among them "
+    "(ssh HOST cat /etc/ssh/ssh_host_ed25519_key.pub >> secrets/recipients).",
+    epilog="docs/secrets.md tells the whole story. The files are age's own: `age --decrypt -i KEY FILE` shows a value.",
+)
+app.add_typer(secrets_app, name="secrets")
 
 AgentsOption = Annotated[
     Path | None, typer.Option("--agents", help="The agents, an agents.nix or a JSON list of specs.", metavar="FILE")
@@ -230,6 +240,77 @@ def image_prune(
     for path in pruned:
         print(f"deleted {path.relative_to(lab.cache.root)}")
     print(f"{len(pruned)} deleted")
+
+
+RecipientsOption = Annotated[
+    Path | None,
+    typer.Option("--recipients", help="Another list of public keys than the file recipients beside.", metavar="FILE"),
+]
+IdentityOption = Annotated[
+    Path | None,
+    typer.Option("--identity", "-i", help="A private key to decrypt with: SSH, or age's own.", metavar="KEY"),
+]
+
+
+@secrets_app.command("encrypt")
+def secrets_encrypt(
+    file: Annotated[Path, typer.Argument(help="The age file to write, or to write anew.")],
+    recipients: RecipientsOption = None,
+) -> None:
+    """Encrypt a value for the recipients. It is asked for, or read from standard input as it is.
+
+    To rotate a secret, encrypt its new value over the old one and deploy.
+    """
+    if sys.stdin.isatty():
+        value = str(typer.prompt("value", hide_input=True, confirmation_prompt=True, err=True)).encode()
+    else:
+        value = sys.stdin.buffer.read()
+    count = agefiles.encrypt_file(file, value, recipients)
+    print(f"{file}: encrypted for {count} recipient{'' if count == 1 else 's'}")
+
+
+@secrets_app.command("rekey")
+def secrets_rekey(
+    files: Annotated[list[Path] | None, typer.Argument(help="Only these (default: secrets/*.age).")] = None,
+    recipients: RecipientsOption = None,
+    identity: IdentityOption = None,
+) -> None:
+    """Encrypt all values anew, after `recipients` has changed. Needs a private key that could decrypt them so far.
+
+    Who was taken off the list can still decrypt what git keeps: rotate what they should no longer know.
+    """
+    paths = files or sorted(Path("secrets").glob("*.age"))
+    if not paths:
+        raise HarnessError("there is no secrets/*.age here", hint="go to where agents.nix is, or name the files")
+    count = agefiles.rekey_files(paths, identity or agefiles.find_identity(), recipients)
+    print(f"{count} file{'' if count == 1 else 's'} encrypted anew")
+
+
+@secrets_app.command("check")
+def secrets_check(
+    agents: AgentsOption = None,
+    flake: FlakeOption = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", help="Where the files are (default: where the agents are).", metavar="DIR")
+    ] = None,
+    recipients: RecipientsOption = None,
+    identity: IdentityOption = None,
+) -> None:
+    """Compare the age files with the plan: missing, damaged, unused, or not encrypted for just the recipients.
+
+    That a file was tampered with shows only with --identity. Exits with 1 if something is wrong.
+    """
+    evaluated = read_plan(agents, flake)
+    where = root or (Path(flake.partition("#")[0] or ".") if flake else (agents or REPOSITORY / "agents.nix").parent)
+    if not where.is_dir():
+        raise HarnessError(f"{where} is no directory", hint="name the one that the age files are in with --root")
+    problems = agefiles.check_files(evaluated, where, recipients=recipients, identity=identity)
+    console = Console(stderr=True, highlight=False, emoji=False)
+    for problem in problems:
+        console.print(f"{problem.what}\n  hint: {problem.hint}", markup=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+    print(f"{len({secret.file for secret in evaluated.secrets.values()})} files are in order")
 
 
 @app.command()

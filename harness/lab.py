@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.cache import Cache, default_root
 from harness.errors import HarnessError
-from harness.guests import Guest, peers
+from harness.guests import Guest, canaries, peers
 from harness.guests.debian import DebianGuest
 from harness.guests.peers import Network
 from harness.policy import Plan, evaluate_many
@@ -99,6 +99,7 @@ class Lab:
             lambda machine: self.guest.activate(machine, plan),
             title=title,
             plan=plan.digest,
+            canaries=inspect.getsource(canaries),
         )
 
     def stage(self, plan: Plan, prepare: Callable[[Machine], None], *, title: str, **content: str) -> Template:

@@ -151,7 +151,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(deselected)]
 
 
-GROUPS = {"all_outcomes", "attacked_network", "restarted", "refused"}
+GROUPS = {"all_outcomes", "attacked_network", "restarted", "refused", "searched", "lacking"}
 """Fixtures that are expensive and shared: all tests that use one go to one worker."""
 
 

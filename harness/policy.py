@@ -110,13 +110,35 @@ class PublishedPort(_Struct, frozen=True):
     protocol: Literal["tcp", "udp"]
 
 
-class SecretRef(_Struct, frozen=True):
-    """Where a secret is kept, never what it is."""
+class AgentSecret(_Struct, frozen=True):
+    """A secret as its agent has it, never what it is: ``path`` on the host, ``target`` in the container."""
 
+    id: str
     name: str
     file: str
     as_: Literal["file", "env"] = msgspec.field(name="as")
+    variable: str | None
     shared: bool
+    path: str
+    target: str
+
+
+class Secret(_Struct, frozen=True):
+    """A decrypted secret on the host; ``file`` is the age file, relative to where the agents are listed."""
+
+    file: str
+    path: str
+    mode: str
+    owner: str
+    group: str
+
+
+class ContainerInit(_Struct, frozen=True):
+    """The program that an agent with secrets in its environment starts through."""
+
+    path: str
+    mode: str
+    content: str
 
 
 class Agent(_Struct, frozen=True):
@@ -130,7 +152,7 @@ class Agent(_Struct, frozen=True):
     tts: bool
     egress: Literal["none", "internet"] | list[EgressRule]
     publish: list[PublishedPort]
-    secrets: list[SecretRef]
+    secrets: list[AgentSecret]
     allow_mutable_image: bool
     network: Network
     config: ConfigFile
@@ -143,6 +165,7 @@ class HostSettings(_Struct, frozen=True):
     name: str
     allowed_tcp_ports: list[int] = msgspec.field(name="allowedTCPPorts")
     allowed_udp_ports: list[int] = msgspec.field(name="allowedUDPPorts")
+    secrets_identity: str
     tailnet_interface: str | None
 
 
@@ -206,7 +229,7 @@ class Audit(_Struct, frozen=True):
 
 
 class Plan(_Struct, frozen=True):
-    """All that a host has to be. Users and groups are keyed by user name, agents by agent name."""
+    """All that a host has to be. Users and groups are keyed by user name, agents by agent name, secrets by id."""
 
     version: Literal[1]
     host: HostSettings
@@ -214,7 +237,9 @@ class Plan(_Struct, frozen=True):
     groups: dict[str, Group]
     directories: list[Directory]
     docker: DockerDaemon
+    container_init: ContainerInit
     agents: dict[str, Agent]
+    secrets: dict[str, Secret]
     nftables: Nftables
     nftables_check_sec: int
     routing: Routing

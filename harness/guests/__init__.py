@@ -1,5 +1,6 @@
 """Guests: ways to turn a plan into a bootable machine. One module each; this is what they share."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from harness.cache import Cache
@@ -25,8 +26,11 @@ class Guest(Protocol):
     def adapt(self, plan: Plan, image: Image) -> Plan:
         """The plan as this guest can run it: e.g. with an image that it has, not one it must pull."""
 
-    def activate(self, machine: Machine, plan: Plan) -> None:
-        """Switch the machine to ``plan`` and wait for its agents; raises ``CommandFailed``."""
+    def activate(self, machine: Machine, plan: Plan, files: Mapping[str, bytes] | None = None) -> None:
+        """Switch the machine to ``plan`` and wait for its agents; raises ``CommandFailed``.
+
+        ``files`` are the age files that the plan's secrets name; by default canaries for this machine's key.
+        """
 
     def wait_agents(self, machine: Machine) -> None:
         """Wait until every agent of the current plan that starts by itself runs; raises ``CommandFailed``."""

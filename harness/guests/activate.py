@@ -1,17 +1,23 @@
 #!/usr/bin/env python3
 """Apply a plan to this Debian host, the way switch-to-configuration does on NixOS.
 
-    activate.py switch PLAN.json|-     write a new generation and switch to it
+    activate.py switch PLAN.json|- [--files DIR]
+                                       write a new generation and switch to it
     activate.py rollback [N]           switch to generation N (default: the one before the current)
     activate.py generations            list them, the current one marked
     activate.py wait                   wait until every agent of the current plan that starts by itself runs
+    activate.py secrets                decrypt the secrets of the current generation, as is done at boot
 
 Runs in the guest as root with its own Python and nothing else. A generation is a directory
 ``/var/lib/tentaflake/generations/N`` that holds everything derived from its plan; the link ``current``
 names the one in force, and flipping it is the switch: units (by way of a systemd generator), firewall
 and configuration are all read through it. A switch that fails goes back to the former generation.
 
-Exit codes: 0 done; 1 failed, the former generation is in force; 2 wrong usage or a plan that cannot be read.
+Secrets are decrypted into agenix's layout, and only there: /run/agenix is a link to a directory in the ramfs
+/run/agenix.d. One that cannot be decrypted keeps its old value; an agent that then lacks one does not start.
+
+Exit codes: 0 done; 1 failed, the former generation is in force; 2 wrong usage or a plan that cannot be read;
+3 done, but for secrets that could not be decrypted.
 """
 
 import argparse
@@ -32,6 +38,8 @@ ROOT = Path("/var/lib/tentaflake")
 CURRENT = ROOT / "current"
 PLAN_VERSION = 1
 START_TIMEOUT = 180.0
+SECRETS = Path("/run/agenix")
+SECRETS_STORE = Path("/run/agenix.d")
 Files = dict[str, tuple[int, str]]
 
 
@@ -51,6 +59,7 @@ def render(plan: dict[str, Any]) -> Files:
         "tmpfiles.conf": (0o600, tmpfiles(plan)),
         "daemon.json": (0o644, json.dumps(plan["docker"]["settings"], indent=1, sort_keys=True) + "\n"),
         "units/nftables.service": (0o644, FIREWALL_UNIT),
+        "units/tentaflake-secrets.service": (0o644, SECRETS_UNIT),
         "units/tentaflake-routing.service": (0o644, routing_unit(plan)),
         "units/tentaflake-guard.service": (0o644, guard_unit(plan)),
         "units/tentaflake-guard.timer": (0o644, guard_timer(plan)),
@@ -58,6 +67,8 @@ def render(plan: dict[str, Any]) -> Files:
     }
     for name, agent in plan["agents"].items():
         files[f"agents/{name}/start"] = (0o700, start_script(agent))
+        if agent["secrets"]:
+            files[f"agents/{name}/condition"] = (0o700, condition_script(agent))
         files[f"agents/{name}/config.yaml"] = (0o400, agent["config"]["content"])
         files[f"units/{agent['service']['name']}.service"] = (0o644, agent_unit(agent))
     return files
@@ -84,7 +95,13 @@ def tmpfiles(plan: dict[str, Any]) -> str:
     return "".join(f"d {d['path']} {d['mode']} {d['user']} {d['group']} -\n" for d in plan["directories"])
 
 
-HOST_UNITS = ("nftables.service", "tentaflake-routing.service", "tentaflake-guard.timer", "docker.service")
+HOST_UNITS = (
+    "nftables.service",
+    "tentaflake-routing.service",
+    "tentaflake-guard.timer",
+    "tentaflake-secrets.service",
+    "docker.service",
+)
 FIREWALL_UNIT = f"""[Unit]
 # In place of Debian's own, which flushes Docker's rules too when it stops; NixOS' has the same name.
 Description=Firewall of the agents (table inet tentaflake)
@@ -98,6 +115,20 @@ Type=oneshot
 RemainAfterExit=yes
 ExecStart=/usr/sbin/nft -f {CURRENT}/nftables.nft
 ExecReload=/usr/sbin/nft -f {CURRENT}/nftables.nft
+"""
+
+
+# At boot; a switch has decrypted them itself.
+SECRETS_UNIT = f"""[Unit]
+Description=Secrets of the agents
+After=local-fs.target
+Before=docker.service
+ConditionPathExists=!{SECRETS}
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/lib/tentaflake/activate.py secrets
 """
 
 
@@ -166,6 +197,7 @@ def target_unit(plan: dict[str, Any]) -> str:
 def agent_unit(agent: dict[str, Any]) -> str:
     """The unit of one agent. It holds names that the policy has checked, and no free text of the spec."""
     service, container = agent["service"], agent["container"]["name"]
+    condition = f"ExecCondition={CURRENT}/agents/{agent['name']}/condition\n" if agent["secrets"] else ""
     return f"""[Unit]
 Description=Hermes agent {agent["name"]}
 Requires={" ".join(service["requires"])}
@@ -174,7 +206,7 @@ StartLimitIntervalSec={service["startLimitIntervalSec"]}
 
 [Service]
 Type=exec
-ExecStart={CURRENT}/agents/{agent["name"]}/start
+{condition}ExecStart={CURRENT}/agents/{agent["name"]}/start
 ExecStop=/usr/bin/docker stop {container}
 Restart={service["restart"]}
 RestartSec={service["restartSec"]}
@@ -215,6 +247,18 @@ def run_arguments(agent: dict[str, Any]) -> list[str]:
         container["image"],
         *container["command"],
     ]
+
+
+def condition_script(agent: dict[str, Any]) -> str:
+    """Keeps an agent that lacks a secret from starting (S3), once and not every two seconds: see systemd.service(5)."""
+    lines = ["#!/bin/sh"]
+    for secret in agent["secrets"]:
+        why = f"agent {agent['name']} does not start without its secret {secret['name']}: {SECRETS_HELP}"
+        lines.append(f"[ -e {shlex.quote(secret['path'])} ] || {{ echo {shlex.quote(why)} >&2; exit 1; }}")
+    return "\n".join(lines) + "\n"
+
+
+SECRETS_HELP = "/usr/lib/tentaflake/activate.py secrets says why there is none"
 
 
 def quota(agent: dict[str, Any]) -> str:
@@ -274,13 +318,13 @@ def generation(number: int) -> Path:
 
 def read_plan(number: int | None) -> dict[str, Any]:
     if number is None:
-        return {"agents": {}}
+        return {"agents": {}, "secrets": {}}
     plan: dict[str, Any] = json.loads((generation(number) / "plan.json").read_text())
     return plan
 
 
-def write_generation(plan: dict[str, Any]) -> int:
-    """Write the next generation, whole or not at all; returns its number."""
+def write_generation(plan: dict[str, Any], files: Path) -> int:
+    """Write the next generation, whole or not at all; returns its number. ``files`` is where the age files are."""
     number = max(generations(), default=0) + 1
     partial = ROOT / "generations" / f".{number}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -289,6 +333,11 @@ def write_generation(plan: dict[str, Any]) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         path.chmod(mode)
+    for name, secret in plan["secrets"].items():
+        if is_age_file(files / secret["file"]):  # else it is one more that cannot be decrypted
+            path = partial / "secrets" / f"{name}.age"
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            shutil.copyfile(files / secret["file"], path)
     os.sync()
     partial.rename(generation(number))
     return number
@@ -301,6 +350,133 @@ def flip(number: int) -> None:
     new.symlink_to(f"generations/{number}")
     new.rename(CURRENT)
     os.sync()
+
+
+# --- secrets -----------------------------------------------------------------------------------------------
+
+
+def is_age_file(path: Path) -> bool:
+    """Whether it begins as age files do. A value in the clear is never copied, nor quoted in a message, as age does."""
+    try:
+        with path.open("rb") as file:
+            return file.readline(80) in (b"age-encryption.org/v1\n", b"-----BEGIN AGE ENCRYPTED FILE-----\n")
+    except OSError:
+        return False
+
+
+def decrypt(number: int, plan: dict[str, Any], name: str) -> bytes:
+    """The value of a secret; raises ``Failed`` with the reason."""
+    path, identity = generation(number) / "secrets" / f"{name}.age", plan["host"]["secretsIdentity"]
+    if not path.exists():
+        raise Failed("there was no such age file when this generation was made")
+    try:
+        done = subprocess.run(
+            ["age", "--decrypt", "--identity", identity, "--", path],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise Failed("the program age is not installed") from None
+    if done.returncode == 0:
+        return done.stdout
+    said = done.stderr.decode(errors="replace").partition("\n")[0].removeprefix("age: error: ")
+    if "no identity matched" in said:
+        said += f"; encrypt it for this host's key, {identity}.pub"
+    raise Failed(said or f"age ended with {done.returncode}")
+
+
+def owner_of(plan: dict[str, Any], name: str) -> tuple[int, int]:
+    """The uid and gid that a secret is for."""
+    secret = plan["secrets"][name]
+    return plan["users"][secret["owner"]]["uid"], plan["groups"][secret["group"]]["gid"]
+
+
+def present_value(name: str, uid: int) -> bytes | None:
+    """The value that is there now, if it is this user's: a name that has gone over to another takes no value along."""
+    try:
+        path = SECRETS / name
+        return path.read_bytes() if path.stat().st_uid == uid else None
+    except FileNotFoundError:
+        return None
+
+
+def read_secrets(number: int, plan: dict[str, Any]) -> tuple[dict[str, bytes], list[str]]:
+    """The values that a generation's secrets are to have, and a sentence on each that could not be decrypted."""
+    values, problems = {}, []
+    for agent in plan["agents"].values():
+        for secret in agent["secrets"]:
+            name = secret["id"]
+            try:
+                value = decrypt(number, plan, name)
+                if secret["as"] == "env" and b"\0" in value:
+                    raise Failed("it holds a NUL, which no environment variable can")
+                values[name] = value
+            except Failed as error:
+                old = present_value(name, owner_of(plan, name)[0])
+                outcome = "does not start" if old is None else "keeps its old value"
+                if old is not None:
+                    values[name] = old
+                what = f"secret {secret['name']} of agent {agent['name']} ({secret['file']})"
+                problems.append(f"{what} cannot be decrypted: {error}: the agent {outcome}")
+    return values, problems
+
+
+def install_secrets(plan: dict[str, Any], values: dict[str, bytes]) -> None:
+    """Put the values in force, all at once, and remove the former ones. Never on a disk: a ramfs is never swapped."""
+    SECRETS_STORE.mkdir(mode=0o751, exist_ok=True)
+    if not SECRETS_STORE.is_mount():
+        run("mount", "-t", "ramfs", "-o", "nodev,nosuid,noexec,mode=0751", "none", str(SECRETS_STORE))
+    lock = os.open(SECRETS_STORE, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _install_secrets(plan, values)
+    finally:
+        os.close(lock)
+
+
+def _install_secrets(plan: dict[str, Any], values: dict[str, bytes]) -> None:
+    here = SECRETS_STORE / str(1 + max((int(path.name) for path in SECRETS_STORE.glob("[0-9]*")), default=0))
+    here.mkdir()
+    here.chmod(0o751)
+    for name, value in values.items():
+        with open(os.open(here / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "wb") as file:
+            os.fchown(file.fileno(), *owner_of(plan, name))
+            os.fchmod(file.fileno(), int(plan["secrets"][name]["mode"], 8))
+            file.write(value)
+    new = SECRETS.with_name(f".{SECRETS.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(here)
+    new.rename(SECRETS)
+    for path in SECRETS_STORE.iterdir():
+        if path != here:
+            shutil.rmtree(path)
+
+
+def restore_secrets() -> int:
+    """Decrypt the current generation's secrets and put them in force; returns the exit code."""
+    number = current_generation()
+    if number is None:
+        return 0
+    plan = read_plan(number)
+    values, problems = read_secrets(number, plan)
+    install_secrets(plan, values)
+    complain(problems)
+    return 3 if problems else 0
+
+
+def complain(problems: list[str]) -> None:
+    for problem in problems:
+        print(f"activate: {problem}", file=sys.stderr)
+
+
+def lacks_secret(agent: dict[str, Any]) -> bool:
+    return any(not (SECRETS / secret["id"]).exists() for secret in agent["secrets"])
+
+
+def has_other_secrets(agent: dict[str, Any], values: dict[str, bytes]) -> bool:
+    """Whether its values are other ones than before: a container keeps those that it was started with."""
+    return any(present_value(secret["id"], agent["uid"]) != values.get(secret["id"]) for secret in agent["secrets"])
 
 
 # --- the switch --------------------------------------------------------------------------------------------
@@ -318,11 +494,23 @@ def prepare(number: int) -> None:
     run("nft", "--check", "--file", str(here / "nftables.nft"))
     run("systemd-sysusers", str(here / "sysusers.conf"))
     run("systemd-tmpfiles", "--create", str(here / "tmpfiles.conf"))
+    init = read_plan(number)["containerInit"]
+    install_file(Path(init["path"]), init["content"], int(init["mode"], 8))
     if (here / "daemon.json").read_text() != _text(Path("/etc/docker/daemon.json")):
         run("dockerd", "--validate", "--config-file", str(here / "daemon.json"))
         Path("/etc/docker").mkdir(exist_ok=True)
         shutil.copyfile(here / "daemon.json", "/etc/docker/daemon.json")
         run("systemctl", "restart", "docker.service")
+
+
+def install_file(path: Path, text: str, mode: int) -> None:
+    """Write root's file in one step: whoever has the former one open or mounted keeps that."""
+    new = path.with_name(f".{path.name}.new")
+    path.parent.mkdir(exist_ok=True)
+    new.unlink(missing_ok=True)
+    new.write_text(text)
+    new.chmod(mode)
+    new.rename(path)
 
 
 def configure(number: int, agent: dict[str, Any]) -> None:
@@ -363,11 +551,18 @@ def fingerprint(number: int | None, agent: dict[str, Any]) -> list[str]:
     return [_text(here / path) for path in names]
 
 
-def switch_to(number: int, former: int | None) -> None:
-    """Put a written generation in force; agents that are the same in both are not touched."""
-    old, new = read_plan(former)["agents"], read_plan(number)["agents"]
+def switch_to(number: int, former: int | None) -> bool:
+    """Put a written generation in force; agents that are the same in both are not touched.
+
+    Returns whether all secrets could be decrypted.
+    """
+    plan = read_plan(number)
+    old, new = read_plan(former)["agents"], plan["agents"]
+    values, problems = read_secrets(number, plan)
     same = {
-        name for name in old.keys() & new.keys() if fingerprint(former, old[name]) == fingerprint(number, new[name])
+        name
+        for name in old.keys() & new.keys()
+        if fingerprint(former, old[name]) == fingerprint(number, new[name]) and not has_other_secrets(new[name], values)
     }
     stop_units([agent for name, agent in old.items() if name not in same])
     gone = [old[name] for name in old.keys() - new.keys()]
@@ -379,6 +574,7 @@ def switch_to(number: int, former: int | None) -> None:
     for name in new.keys() - same:
         configure(number, new[name])
     flip(number)
+    install_secrets(plan, values)
     run("systemctl", "daemon-reload")
     run("systemctl", "reload-or-restart", "nftables.service")
     run("systemctl", "start", "tentaflake.target")
@@ -386,6 +582,8 @@ def switch_to(number: int, former: int | None) -> None:
     if wanted:
         run("systemctl", "start", "--no-block", *wanted)
     wait_running(number)
+    complain(problems)
+    return not problems
 
 
 class DockerConnection(http.client.HTTPConnection):
@@ -406,8 +604,9 @@ def running_containers() -> set[str]:
 
 
 def wait_running(number: int | None) -> None:
-    """Wait until every agent that should runs; one that keeps failing is named with its last words."""
-    names = [agent["container"]["name"] for agent in read_plan(number)["agents"].values() if agent["autoStart"]]
+    """Wait until every agent that can and should runs; one that keeps failing is named with its last words."""
+    agents = read_plan(number)["agents"].values()
+    names = [agent["container"]["name"] for agent in agents if agent["autoStart"] and not lacks_secret(agent)]
     deadline = time.monotonic() + START_TIMEOUT
     while missing := sorted(set(names) - running_containers() if names else set()):
         restarts = {name: _restarts(name) for name in missing}
@@ -434,14 +633,17 @@ def _restarts(name: str) -> int:
     return int(done.stdout.strip() or 0)
 
 
-def switch(number: int) -> None:
-    """Switch, or go back to where we were. What only prepares can fail without anything to undo but itself."""
+def switch(number: int) -> bool:
+    """Switch, or go back to where we were. What only prepares can fail without anything to undo but itself.
+
+    Returns whether all secrets could be decrypted.
+    """
     former = current_generation()
     switched = False
     try:
         prepare(number)
         switched = True
-        switch_to(number, former)
+        return switch_to(number, former)
     except (Failed, OSError, KeyError) as error:
         try:
             if former is not None:
@@ -455,33 +657,45 @@ def switch(number: int) -> None:
         raise Failed(f"{error}\ngeneration {former if former is not None else '(none)'} is in force") from error
 
 
+def load_plan(source: str) -> dict[str, Any] | str:
+    """The plan in a file or on standard input (-), or what is wrong with it."""
+    try:
+        plan = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text())
+    except (OSError, ValueError) as error:
+        return f"the plan cannot be read: {error}"
+    if not isinstance(plan, dict) or plan.get("version") != PLAN_VERSION:
+        return f"not a plan of version {PLAN_VERSION}"
+    return plan
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="activate.py", description="Apply a plan to this host.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("switch", help="switch to a plan").add_argument("plan", help="a JSON file, or - for stdin")
+    forward = commands.add_parser("switch", help="switch to a plan")
+    forward.add_argument("plan", help="a JSON file, or - for stdin")
+    forward.add_argument("--files", type=Path, default=Path(), help="where the age files are (default: here)")
     back = commands.add_parser("rollback", help="switch to a former generation")
     back.add_argument("number", type=int, nargs="?", help="default: the one before the current")
     commands.add_parser("generations", help="list the generations")
     commands.add_parser("wait", help="wait until the agents of the current plan run")
+    commands.add_parser("secrets", help="decrypt the secrets of the current generation")
     options = parser.parse_args(arguments)
+    if options.command == "secrets":  # without the lock: who waits for agents has it, and agents wait for this
+        return restore_secrets()
+    complete = True
     (ROOT / "generations").mkdir(parents=True, exist_ok=True)
     ROOT.chmod(0o700)
     with (ROOT / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two switches at once: one after the other
         try:
             if options.command == "switch":
-                try:
-                    text = sys.stdin.read() if options.plan == "-" else Path(options.plan).read_text()
-                    plan = json.loads(text)
-                except (OSError, ValueError) as error:
-                    print(f"activate: the plan cannot be read: {error}", file=sys.stderr)
+                plan = load_plan(options.plan)
+                if isinstance(plan, str):
+                    print(f"activate: {plan}", file=sys.stderr)
                     return 2
-                if not isinstance(plan, dict) or plan.get("version") != PLAN_VERSION:
-                    print(f"activate: not a plan of version {PLAN_VERSION}", file=sys.stderr)
-                    return 2
-                number = write_generation(plan)
+                number = write_generation(plan, options.files)
                 try:
-                    switch(number)
+                    complete = switch(number)
                 except Failed:
                     if number != current_generation():  # it is when going back failed too
                         shutil.rmtree(generation(number), ignore_errors=True)
@@ -493,7 +707,7 @@ def main(arguments: list[str]) -> int:
                 if number not in generations():
                     print(f"activate: there is no generation {number or 'before this one'}", file=sys.stderr)
                     return 2
-                switch(number)
+                complete = switch(number)
             elif options.command == "wait":
                 wait_running(current_generation())
             for number in generations():
@@ -504,7 +718,7 @@ def main(arguments: list[str]) -> int:
         except Failed as error:
             print(f"activate: {error}", file=sys.stderr)
             return 1
-    return 0
+    return 0 if complete else 3
 
 
 if __name__ == "__main__":

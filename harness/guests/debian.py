@@ -4,14 +4,16 @@ Built with mmdebstrap from the Debian mirror that this machine's apt uses (or mm
 where apt knows none), with no privilege but those mmdebstrap finds (root, or user namespaces).
 """
 
+import io
 import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.cache import Cache, key_of
@@ -19,6 +21,7 @@ from harness.errors import HarnessError
 from harness.guests import oci, probe_image
 from harness.guests.addresses import HOST, INTERNET, RESOLVERS
 from harness.guests.bootstrap import SMALL, SUITE, bootstrap, installed
+from harness.guests.canaries import canaries
 from harness.policy import Plan, substitute_image
 from harness.progress import step
 from harness.vm.image import Image
@@ -26,6 +29,11 @@ from harness.vm.machine import Machine
 from harness.vm.shell import CommandFailed
 
 DISK_SIZE = "12G"
+# A plan and its age files come as an archive, and go again: the generation has what it needs of them.
+SWITCH = """
+directory=$(mktemp -d) && tar -x -C "$directory" || exit
+/usr/lib/tentaflake/activate.py switch --files "$directory" "$directory/plan.json"; code=$?
+rm -r "$directory"; exit $code"""
 FILES = Path(__file__).parent / "files"
 ACTIVATE = Path(__file__).parent / "activate.py"
 SHELL = Path(__file__).parent.parent / "vm" / "guest_shell.py"
@@ -148,16 +156,34 @@ class DebianGuest:
         """Every agent runs the probe image: it is there, and a test machine has no registry to pull from."""
         return substitute_image(plan, image.manifest["images"]["probe"])
 
-    def activate(self, machine: Machine, plan: Plan) -> None:
-        machine.run(
-            ["/usr/lib/tentaflake/activate.py", "switch", "-"], stdin=plan.to_json().encode(), timeout=300
-        ).check()
+    def activate(self, machine: Machine, plan: Plan, files: Mapping[str, bytes] | None = None) -> None:
+        if files is None:
+            files = canaries(plan, _host_key(machine, plan)) if plan.secrets else {}
+        content = {"plan.json": plan.to_json().encode(), **files}
+        machine.run(["sh", "-c", SWITCH], stdin=_tar(content), timeout=300).check()
 
     def wait_agents(self, machine: Machine) -> None:
         machine.run(["/usr/lib/tentaflake/activate.py", "wait"], timeout=300).check()
 
     def roll_back(self, machine: Machine) -> None:
         machine.run(["/usr/lib/tentaflake/activate.py", "rollback"], timeout=300).check()
+
+
+def _host_key(machine: Machine, plan: Plan) -> str:
+    """The public half of the key that the plan's secrets are for; made now if this machine has none there."""
+    path = shlex.quote(plan.host.secrets_identity)
+    make = f"mkdir -p $(dirname {path}) && ssh-keygen -q -t ed25519 -N '' -f {path}"
+    return machine.run(f"[ -e {path} ] || {{ {make}; }} >&2; ssh-keygen -y -f {path}").check().text.strip()
+
+
+def _tar(files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o600
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
 
 
 def _content(source: Path | str) -> str:

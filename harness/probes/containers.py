@@ -91,6 +91,12 @@ def _unescape(text: str) -> str:
 def foreign_mounts(mounts: Sequence[Mount], agent: Agent) -> list[Mount]:
     """Mounts that an agent's container should not have."""
     own = {(agent.state_dir, agent.state_dir, "rw"), (agent.config.path, f"{agent.state_dir}/config.yaml", "ro")}
+    # On the host, secrets are at /run/agenix, which links to the current one of the directories in a ramfs.
+    own |= {(f"/{secret.id}", secret.target, "ro") for secret in agent.secrets}
+    if any(secret.as_ == "env" for secret in agent.secrets):
+        own |= {
+            ("/etc/tentaflake/container-init", path, "ro") for path in ("/sbin/docker-init", "/usr/sbin/docker-init")
+        }
 
     def allowed(mount: Mount) -> bool:
         if mount.type in VIRTUAL_TYPES:

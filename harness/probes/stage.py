@@ -1,5 +1,6 @@
 """Sets the stage for attempts: plants what may not be found, and finds out what an attacker aims at."""
 
+import base64
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,18 @@ class Target:
     listed: str
     pids: Sequence[int]
     all_pids: Sequence[int]
+    secrets: "Secrets"
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """A target's secrets: ``paths`` on the host and in its container. ``value`` is one that it shares with nobody,
+    empty when it has none; ``variable`` likewise, of one that is in its environment.
+    """
+
+    paths: Sequence[str] = ()
+    value: str = ""
+    variable: str = ""
 
 
 def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
@@ -37,8 +50,9 @@ def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
     Raises ``HarnessError`` when an agent's container does not run: then there is nothing to attack.
     """
     owners = {agent.name: (agent.state_dir, agent.uid) for agent in plan.agents.values()}
-    decoy = f"/root/decoy-{secrets.token_hex(4)}"
+    decoy, secret = f"/root/decoy-{secrets.token_hex(4)}", secrets.token_hex(12)
     tokens = {name: (secrets.token_hex(12), secrets.token_hex(12)) for name in [*owners, HOST]}
+    decoy_process = f"exec env -i HERMES_HOME={decoy} SECRET={secret} sleep infinity"
     slugs = " ".join(attacker.slug for attacker in [*attackers(plan), Attacker("root")])
     plant = quote(
         'cd "$1"; umask 077; echo "$2" > known; : > "$3"; '
@@ -48,7 +62,7 @@ def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
         "set -eu",
         f"mkdir -m 700 {decoy}",
         f"sh -euc {plant} sh {decoy} {' '.join(tokens[HOST])}",
-        f"sh -c 'cd {decoy}; exec 9> held; exec env -i HERMES_HOME={decoy} sleep infinity' > /dev/null 2>&1 &",
+        f"sh -c 'cd {decoy}; exec 9> held; {decoy_process}' > /dev/null 2>&1 &",
         "echo $!",
     ]
     for name, (directory, uid) in owners.items():
@@ -62,7 +76,33 @@ def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
     if done.rc != 0 or len(rows) != len(tokens) or not all(row and row[0] > 0 for row in rows):
         raise HarnessError(f"the stage could not be set: {done.stderr.strip() or done.stdout}")
     directories = {HOST: decoy} | {name: owner[0] for name, owner in owners.items()}
+    hidden = _find_secrets(host, plan, secret)
     return {
-        name: Target(name, directories[name], *tokens[name], pids=row, all_pids=[each[0] for each in rows])
+        name: Target(
+            name, directories[name], *tokens[name], pids=row, all_pids=[each[0] for each in rows], secrets=hidden[name]
+        )
         for name, row in zip([HOST, *owners], rows, strict=True)
     }
+
+
+def _find_secrets(host: Host, plan: Plan, planted: str) -> dict[str, Secrets]:
+    """Each target's secrets. The host gets one of its own beside the agents': ``planted``."""
+    names = " ".join(quote(name) for name in plan.secrets)
+    lines = [
+        "set -eu; cd /run/agenix; umask 277; pwd -P",
+        f"echo {planted} > decoy",
+        f'for name in {names}; do base64 -w 0 "$name"; echo; done',
+    ]
+    directory, *values = host.check_output("sh -c %s", "\n".join(lines)).splitlines()
+    value = dict(zip(plan.secrets, (base64.b64decode(text).decode() for text in values), strict=True))
+    own = ["/run/agenix/decoy", f"{directory}/decoy", plan.host.secrets_identity]
+    found = {HOST: Secrets(own, planted, planted)}
+    for agent in plan.agents.values():
+        unshared = [secret for secret in agent.secrets if not secret.shared]
+        paths = [path for each in agent.secrets for path in (each.path, f"{directory}/{each.id}")]
+        found[agent.name] = Secrets(
+            paths + [secret.target for secret in unshared],
+            next((value[secret.id] for secret in unshared), ""),
+            next((value[secret.id] for secret in unshared if secret.as_ == "env"), ""),
+        )
+    return found

@@ -22,7 +22,8 @@ ROOT = Attacker("root")
 class Way:
     """One way to try. ``name`` reads after "can": "A can <name> of B".
 
-    ``host_only``: the only target is the host, for what agents may not even do to themselves.
+    ``host_only``: the only target is the host, for what agents may not even do to themselves. ``aims_at``: whether a
+    target has what is sought; the host has.
     """
 
     name: str
@@ -31,11 +32,12 @@ class Way:
     origins: tuple[Origin, ...]
     token: Token | None
     host_only: bool
+    aims_at: Callable[[Target], object]
 
     def attempts(self, plan: Plan, stage: dict[str, Target]) -> Iterator[Attempt]:
         """Every attacker on every target; by the same script agents reach themselves, and root the host."""
         tried_from = [attacker for attacker in attackers(plan) if attacker.origin in self.origins]
-        targets = [stage[HOST]] if self.host_only else list(stage.values())
+        targets = [stage[HOST]] if self.host_only else [each for each in stage.values() if self.aims_at(each)]
         pairs = [(attacker, target) for attacker in tried_from for target in targets]
         for attacker, target in [*pairs, (ROOT, stage[HOST])]:
             own = attacker is ROOT or (attacker.agent is not None and attacker.agent.name == target.name)
@@ -61,12 +63,13 @@ def way(
     origins: tuple[Origin, ...] = BOTH,
     token: Token | None = None,
     host_only: bool = False,
+    aims_at: Callable[[Target], object] = lambda target: True,
 ) -> Callable[[Script], Script]:
     """Register a way under its ``name``."""
 
     def register(script: Script) -> Script:
         assert name not in WAYS, f"two ways are named {name!r}"
-        WAYS[name] = Way(name, claim, script, origins, token, host_only)
+        WAYS[name] = Way(name, claim, script, origins, token, host_only, aims_at)
         return script
 
     return register
@@ -232,6 +235,67 @@ def trace(attacker: Attacker, target: Target) -> str:
             refused = libc.ptrace(PTRACE_SEIZE, pid, 0, 0)
             print(f"{{pid}}: errno {{ctypes.get_errno()}}" if refused else f"traced {{pid}}")""")
     return f"python3 -I -S -c {quote(program)}"
+
+
+# --- S1: the neighbour's secrets --------------------------------------------------------------------------
+
+
+def secret_of(target: Target) -> str:
+    return target.secrets.value
+
+
+def secret_paths(attacker: Attacker, target: Target) -> str:
+    """Where the target's secrets are, but for a path at which the attacker's container has a secret of its own."""
+    own = set()
+    if attacker.agent and attacker.agent.name != target.name:
+        own = {secret.target for secret in attacker.agent.secrets}
+    return " ".join(quote(path) for path in target.secrets.paths if path not in own)
+
+
+@way("read a secret", claim="S1", aims_at=lambda target: target.secrets.paths)
+def read_secret(attacker: Attacker, target: Target) -> str:
+    """On the host the link, the directory that it leads to, and the host's own key; in a container the mount."""
+    return f"for f in {secret_paths(attacker, target)}; do head -c 1 $f > /dev/null && won; done"
+
+
+@way("read a secret through a planted symlink", claim="S1", aims_at=lambda target: target.secrets.paths)
+def read_secret_by_symlink(attacker: Attacker, target: Target) -> str:
+    link = f"{own_directory(attacker)}/secret-{attacker.origin}-{target.name}"
+    paths = secret_paths(attacker, target)
+    return f"for f in {paths}; do ln -sfn $f {link}; head -c 1 {link} > /dev/null && won; done"
+
+
+@way("read a secret through /proc/PID/root", claim="S1", token=secret_of, aims_at=secret_of)
+def read_secret_by_proc_root(attacker: Attacker, target: Target) -> str:
+    paths = " ".join(map(quote, target.secrets.paths))
+    pids = visible_pids(attacker, target)
+    return f"for p in {pids}; do for f in {paths}; do cat /proc/$p/root$f; done; done"
+
+
+@way(
+    "read a secret in the environment",
+    claim="S1",
+    token=lambda t: t.secrets.variable,
+    aims_at=lambda t: t.secrets.variable,
+)
+def read_secret_variable(attacker: Attacker, target: Target) -> str:
+    return f"for p in {visible_pids(attacker, target)}; do cat /proc/$p/environ; done"
+
+
+@way("read a secret as root of an own user namespace", claim="S1", origins=("uid",), aims_at=lambda t: t.secrets.paths)
+def read_secret_in_user_namespace(attacker: Attacker, target: Target) -> str:
+    paths = secret_paths(attacker, target)
+    return f"for f in {paths}; do unshare --user --map-root-user head -c 1 $f > /dev/null && won; done"
+
+
+@way("list the secrets", claim="S1", host_only=True)
+def list_secrets(attacker: Attacker, target: Target) -> str:
+    return "for d in /run/agenix/ /run/agenix.d/; do ls $d && won; done"
+
+
+@way("read the encrypted secrets", claim="S1", host_only=True)
+def read_encrypted(attacker: Attacker, target: Target) -> str:
+    return "ls /var/lib/tentaflake/current/ && won"
 
 
 # --- C1, C2, C4: out of the container ------------------------------------------------------------------------

@@ -4,8 +4,13 @@ let
   inherit (builtins) toJSON;
   megabyte = 1048576;
 in
-{ agent, published }:
+{
+  agent,
+  published,
+  secrets,
+}:
 let
+  fromEnvironment = builtins.any (secret: secret.as == "env") secrets;
   limit = agent.limits;
   # A fourth of the memory that its pages are charged to, so that a full /tmp is "no space", not an OOM kill.
   tmpSize = limit.memory / 4;
@@ -61,5 +66,11 @@ in
     "--mount=type=bind,source=${agent.stateDir},target=${agent.stateDir}"
     # C4: the generated configuration, over a mount point that the activation makes in the state directory.
     "--mount=type=bind,source=${agent.config.path},target=${agent.stateDir}/config.yaml,readonly"
-  ];
+  ]
+  # S1: each secret by itself, never their directory. A container keeps the value that it was started with.
+  ++ map (
+    secret: "--mount=type=bind,source=${secret.path},target=${secret.target},readonly"
+  ) secrets
+  # S2: `docker inspect` and the command line show all that --env and --env-file are given. secrets.nix has the init.
+  ++ (if fromEnvironment then [ "--init" ] else [ ]);
 }

@@ -46,6 +46,14 @@ in
       type = ports types.port;
       default = [ ];
     };
+    # The private half of the SSH key that secrets are encrypted for.
+    secretsIdentity = {
+      type =
+        types.matching "/[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*"
+          "must be the absolute path of a private SSH key on the host, of letters, digits and . _ - only"
+          "write a path like \"/etc/ssh/ssh_host_ed25519_key\"";
+      default = "/etc/ssh/ssh_host_ed25519_key";
+    };
     # null: no tailnet, and so no published port either.
     tailnetInterface = {
       type = nullOr interface;

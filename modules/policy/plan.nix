@@ -11,6 +11,7 @@ let
     ;
   images = import ./images.nix;
   container = import ./container.nix;
+  secrets = import ./secrets.nix;
   inherit (import ./identity.nix) range;
 
   before = [
@@ -33,6 +34,8 @@ let
     userland-proxy = false;
     no-new-privileges = true;
     log-driver = "journald";
+    # What `--init` puts before an image's own command.
+    init-path = secrets.init.path;
   };
 
   mkAgent =
@@ -60,9 +63,9 @@ let
           allowMutableImage
           autoStart
           publish
-          secrets
           tts
           ;
+        secrets = map (secrets.forAgent name) spec.secrets;
         egress =
           if isString spec.egress then
             spec.egress
@@ -105,6 +108,7 @@ let
     agent
     // {
       container = container {
+        inherit (agent) secrets;
         agent = agent // {
           inherit spec;
           image = if spec.image == null then images.default else spec.image;
@@ -160,6 +164,22 @@ in
     }
   ]) sorted;
   docker.settings = dockerSettings;
+  containerInit = secrets.init;
+  # By name on the host, as agenix has them (age.secrets).
+  secrets = listToAttrs (
+    concatMap (
+      agent:
+      map (secret: {
+        name = secret.id;
+        value = {
+          inherit (secret) file path;
+          mode = "0400";
+          owner = agent.user;
+          inherit (agent) group;
+        };
+      }) agent.secrets
+    ) sorted
+  );
   agents = byName;
   nftables = {
     family = "inet";

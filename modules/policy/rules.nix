@@ -64,6 +64,25 @@ let
           "remove or rename one of them"
       );
 
+  # A variable has one value, whether it is in the open or a secret.
+  distinctVariables =
+    agent:
+    let
+      environment = agent.spec.environment or { };
+      secrets = agent.spec.secrets or [ ];
+      entries = filter (entry: entry.key != null) (
+        genList (i: {
+          key = (elemAt secrets i).variable;
+          inherit i;
+        }) (length secrets)
+      );
+      explain =
+        rule: { key, i, ... }:
+        error agent [ "secrets" i "variable" ] key rule "remove one of them or choose another variable";
+    in
+    map (explain "is set in environment too") (filter (entry: environment ? ${entry.key}) entries)
+    ++ clashes entries (first: explain "is the variable of secrets[${toString first.i}] too");
+
   # Two destinations overlap when the same packet fits both. Sorted by address, a network that overlaps any other
   # overlaps its neighbour, since networks nest or are disjoint.
   disjointEgress =
@@ -177,6 +196,64 @@ let
     )
     ++ concatMap nested (firsts agents);
 
+  # One name is one file, one file is one name, and it is one agent's unless all who name it agree: a line that was
+  # copied must not give an agent what is another's.
+  ownSecrets =
+    agents:
+    let
+      listed =
+        agent:
+        firsts (
+          genList (i: {
+            key = (elemAt agent.spec.secrets i).name;
+            secret = elemAt agent.spec.secrets i;
+            inherit agent i;
+          }) (length (agent.spec.secrets or [ ]))
+        );
+      entries = concatMap listed agents;
+      at = entry: field: error entry.agent [ "secrets" entry.i field ] entry.secret.${field};
+      # Those of a group whose field is not the first one's.
+      unlike =
+        field: explain: group:
+        let
+          first = head group;
+        in
+        map (explain first) (filter (again: again.secret.${field} != first.secret.${field}) (tail group));
+      otherFile = unlike "file" (
+        first: again:
+        at again "file" "is another file than agent ${first.agent.label} has for ${again.key}, ${first.secret.file}"
+          "name the same file or rename one of the secrets; the variable of an env secret is set with variable"
+      );
+      otherName = unlike "name" (
+        first: again:
+        at again "name" "names a file that agent ${first.agent.label} has as ${first.secret.name}"
+          "use the same name or another file"
+      );
+      # The second's mistake, as far as anybody can tell; the first's when it alone does not say so.
+      unshared =
+        group:
+        let
+          silent = filter (entry: !entry.secret.shared) group;
+          isFirst = length silent == 1 && (head silent).agent.label == (head group).agent.label;
+          explain =
+            other: entry:
+            at entry "shared" "must be true, because agent ${other.agent.label} has the secret ${entry.key} too"
+              "set shared = true on both, or give each agent a secret of its own";
+        in
+        if length group == 1 || otherFile group != [ ] then
+          [ ]
+        else if isFirst then
+          [ (explain (elemAt group 1) (head group)) ]
+        else
+          map (explain (head group)) (
+            filter (entry: entry.agent.label != (head group).agent.label) silent
+          );
+      byName = grouped entries;
+    in
+    concatMap otherFile byName
+    ++ concatMap unshared byName
+    ++ concatMap otherName (grouped (map (entry: entry // { key = entry.secret.file; }) entries));
+
   uniquePorts =
     { host, speechPort }:
     agents:
@@ -233,6 +310,7 @@ let
 in
 concatMap pinned agents
 ++ concatMap distinctSecrets agents
+++ concatMap distinctVariables agents
 ++ concatMap disjointEgress agents
 ++ uniqueNames named
 ++ uniqueUids byUid
@@ -240,3 +318,4 @@ concatMap pinned agents
 ++ uniqueBridges (keyed (agent: agent.identity.bridge) known)
 ++ separateStateDirs (keyed (agent: agent.stateDir) (filter (agent: agent.stateDir != null) (firsts named)))
 ++ uniquePorts { inherit host speechPort; } (firsts named)
+++ ownSecrets (firsts named)

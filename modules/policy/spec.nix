@@ -59,7 +59,7 @@ let
   ];
   variableName =
     variable:
-    if !matches "[A-Za-z_][A-Za-z0-9_]*" variable then
+    if !isString variable || !matches "[A-Za-z_][A-Za-z0-9_]*" variable then
       invalid variable "must be the name of an environment variable"
         "use letters, digits and _, not a digit first"
     else if elem variable reservedVariables then
@@ -263,21 +263,30 @@ let
     value: if isAttrs value then complete value else short value;
 
   # Only the shape: what a secret's file holds is seen at activation.
+  secretFile =
+    let
+      segment = "([A-Za-z0-9_-][A-Za-z0-9._-]*|\\.[A-Za-z0-9_-][A-Za-z0-9._-]*)";
+    in
+    types.matching "(${segment}/)*${segment}\\.age"
+      "must be the relative path of an age file, as a string: letters, digits and . _ - without . or .. or empty parts"
+      "write it relative to the flake, like \"secrets/openai-key.age\"";
   secret =
     also
       (record "a secret" {
         name.type =
           types.matching "[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}" "must be 1 to 64 letters, digits and . _ -, not . or - first"
             "write a name like \"openai-key\"";
-        file.type =
-          types.matching "[A-Za-z0-9_./-]*[A-Za-z0-9_-][A-Za-z0-9_./-]*" "must be the path of an age file, as a string"
-            "write it relative to the flake, like \"secrets/openai-key.age\"";
+        file.type = secretFile;
         as = {
           type = types.oneOf [
             "file"
             "env"
           ];
           default = "file";
+        };
+        variable = {
+          type = nullOr variableName;
+          default = null;
         };
         shared = {
           type = types.bool;
@@ -286,14 +295,15 @@ let
       })
       (
         value:
-        let
-          variable = variableName value.name;
-        in
-        if value.as == "env" && variable.errors != [ ] then
-          invalid value.name "must be a free environment variable's name, because as = \"env\""
-            "rename it, or use as = \"file\""
-        else
+        if value.as == "file" && value.variable != null then
+          invalid value.variable "is of no use, because as = \"file\"" "set as = \"env\", or leave variable out"
+        else if value.as == "file" || value.variable != null then
           valid value
+        else if (variableName value.name).errors != [ ] then
+          invalid value.name "must be a free environment variable's name, because as = \"env\""
+            "set variable to one, or use as = \"file\""
+        else
+          valid (value // { variable = value.name; })
       );
 
   settings = also (satisfying isAttrs

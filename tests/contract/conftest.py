@@ -5,13 +5,19 @@ from dataclasses import dataclass
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from harness.guests.canaries import canaries
 from harness.lab import Lab
 from harness.plugin import track_machine
-from harness.policy import Agent, Plan, evaluate_many
+from harness.policy import Agent, AgentSecret, Plan, Secret, evaluate_many
 from harness.probes.attempts import order
 from harness.probes.containers import container_id
+from harness.secrets import encrypt
 from harness.vm.machine import Machine
+from harness.vm.shell import CommandFailed
+from harness.vm.template import Template
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,10 @@ def changed_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Ite
     assert isinstance(evaluated, Plan)
     adapted = lab.adapt(evaluated)
     # The kept agents are those of the plan under test, whatever else their specs say.
-    changed = msgspec.structs.replace(adapted, agents={**adapted.agents, **{agent.name: agent for agent in kept}})
+    agents = {**adapted.agents, **{agent.name: agent for agent in kept}}
+    users = {agent.user for agent in kept}
+    secrets = {name: secret for name, secret in plan.secrets.items() if secret.owner in users}
+    changed = msgspec.structs.replace(adapted, agents=agents, secrets=secrets)
 
     def change(machine: Machine) -> None:
         machine.put(machine.run(identity_of(kept)).check().stdout, BEFORE)
@@ -105,6 +114,97 @@ def changed(changed_machine: Machine, plan: Plan) -> Changed:
     kept = kept_agents(plan)
     before = changed_machine.run(["cat", BEFORE]).check().text
     return Changed(changed_machine, kept, before, changed_machine.run(identity_of(kept)).check().text)
+
+
+NEW = "a-secret-that-came"
+REFUSAL = "/root/refusal"
+SINCE = "/root/since"
+"""What activate.py said, and since when the machine is as if it had been booted, in seconds of the clock."""
+# All that is in memory is gone, as after a boot.
+AS_AT_BOOT = """
+systemctl stop docker-hermes-*.service && umount -l /run/agenix.d && rm -r /run/agenix /run/agenix.d || exit
+date +%s > {since}
+systemctl start tentaflake.target && systemctl start --no-block {units}
+"""
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """``agent`` got one more secret, which is encrypted for somebody else, and the machine was as good as rebooted.
+
+    ``said`` is what the switch answered, ``journal`` what each unit logged since.
+    """
+
+    machine: Machine
+    agent: Agent
+    said: str
+    journal: str
+
+
+def with_secret(plan: Plan, agent: Agent, name: str) -> Plan:
+    """``plan`` with one more secret for an agent."""
+    file = f"secrets/{name}.age"
+    listed = AgentSecret(name, name, file, "file", None, False, f"/run/agenix/{name}", f"/run/secrets/{name}")
+    mount = f"--mount=type=bind,source={listed.path},target={listed.target},readonly"
+    container = msgspec.structs.replace(agent.container, options=[*agent.container.options, mount])
+    changed = msgspec.structs.replace(agent, secrets=[*agent.secrets, listed], container=container)
+    secret = Secret(file, listed.path, "0400", agent.user, agent.group)
+    return msgspec.structs.replace(
+        plan, agents={**plan.agents, agent.name: changed}, secrets={**plan.secrets, name: secret}
+    )
+
+
+def files_with(machine: Machine, plan: Plan, changed: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The age files of a plan's canaries for this machine, some of them changed."""
+    key = machine.run(f"cat {plan.host.secrets_identity}.pub").check().text.strip()
+    return {**canaries(plan, key), **changed}
+
+
+def for_somebody_else(value: bytes) -> bytes:
+    """``value`` in an age file that nobody can decrypt."""
+    key = Ed25519PrivateKey.generate().public_key()
+    encoding, kind = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    return encrypt(value, [key.public_bytes(encoding, kind).decode()])
+
+
+@pytest.fixture(scope="session")
+def lacking_stage(lab: Lab, plan: Plan) -> Template:
+    agent = next(iter(plan.agents.values()))
+    wanted = with_secret(plan, agent, NEW)
+    units = " ".join(f"{other.service.name}.service" for other in plan.agents.values() if other.auto_start)
+
+    def switch_and_boot(machine: Machine) -> None:
+        broken = {wanted.secrets[NEW].file: for_somebody_else(b"whatever")}
+        with pytest.raises(CommandFailed) as failed:
+            lab.guest.activate(machine, wanted, files_with(machine, wanted, broken))
+        machine.put(str(failed.value).encode(), REFUSAL)
+        machine.run(AS_AT_BOOT.format(since=SINCE, units=units), timeout=120).check()
+        lab.guest.wait_agents(machine)
+
+    return lab.stage(plan, switch_and_boot, title=f"a secret that {agent.name} cannot have", wanted=wanted.digest)
+
+
+@pytest.fixture(scope="session")
+def lacking_machine(request: pytest.FixtureRequest, lab: Lab, lacking_stage: Template) -> Iterator[Machine]:
+    with track_machine(request.config, lab.fork(lacking_stage)) as made:
+        yield made
+
+
+@pytest.fixture
+def repaired_machine(
+    request: pytest.FixtureRequest, lab: Lab, plan: Plan, lacking_stage: Template
+) -> Iterator[Machine]:
+    """The same machine after a switch to the former plan, whose secrets can all be decrypted."""
+    with track_machine(request.config, lab.fork(lacking_stage)) as made:
+        lab.guest.activate(made, plan)
+        yield made
+
+
+@pytest.fixture(scope="session")
+def lacking(lacking_machine: Machine, plan: Plan) -> Lacking:
+    said = lacking_machine.run(f"cat {REFUSAL}").check().text
+    journal = lacking_machine.run(f"journalctl --no-pager --since=@$(cat {SINCE})").check().text
+    return Lacking(lacking_machine, next(iter(plan.agents.values())), said, journal)
 
 
 def kept_agents(plan: Plan) -> list[Agent]:

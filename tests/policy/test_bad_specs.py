@@ -62,7 +62,51 @@ TABLE = [
     Bad({"secrets": [{"name": "k"}]}, "secrets[0].file", "(missing)", "is required"),
     Bad({"secrets": [{"name": "../k", "file": "k.age"}]}, "secrets[0].name", '"../k"', "letters, digits"),
     Bad({"secrets": [{"name": "k", "file": "k.age", "as": "tcp"}]}, "secrets[0].as", '"tcp"', 'one of "file", "env"'),
-    Bad({"secrets": [{"name": "a-b", "file": "k.age", "as": "env"}]}, "secrets[0]", '"a-b"', "environment variable"),
+    Bad({"secrets": [{"name": "a-b", "file": "k.age", "as": "env"}]}, "secrets[0]", '"a-b"', "set variable to one"),
+    Bad({"secrets": [{"name": "HOME", "file": "k.age", "as": "env"}]}, "secrets[0]", '"HOME"', "free environment"),
+    *[
+        Bad({"secrets": [{"name": "k", "file": file}]}, "secrets[0].file", f'"{file}"', "relative path of an age file")
+        for file in ("/k.age", "../k.age", "a/../k.age", "./k.age", "a//k.age", "k.txt", ".age", "a b.age", "a,b.age")
+    ],
+    Bad({"secrets": [{"name": "k", "file": 1}]}, "secrets[0].file", "1", "must be a string"),
+    Bad({"secrets": [{"name": "k", "file": "k.age", "shared": 1}]}, "secrets[0].shared", "1", "must be true or false"),
+    *[
+        Bad(
+            {"secrets": [{"name": "k", "file": "k.age", "as": "env", "variable": variable}]},
+            "secrets[0].variable",
+            shown,
+            rule,
+        )
+        for variable, shown, rule in [
+            ("A-B", '"A-B"', "name of an environment variable"),
+            ("HERMES_HOME", '"HERMES_HOME"', "is reserved"),
+            (1, "1", "name of an environment variable"),
+        ]
+    ],
+    Bad({"secrets": [{"name": "k", "file": "k.age", "variable": "K"}]}, "secrets[0]", '"K"', 'because as = "file"'),
+    Bad(
+        {"environment": {"K": ""}, "secrets": [{"name": "K", "file": "k.age", "as": "env"}]},
+        "secrets[0].variable",
+        '"K"',
+        "set in environment too",
+    ),
+    Bad(
+        {
+            "secrets": [
+                {"name": "K", "file": "k.age", "as": "env"},
+                {"name": "l", "file": "l.age", "as": "env", "variable": "K"},
+            ]
+        },
+        "secrets[1].variable",
+        '"K"',
+        "the variable of secrets[0] too",
+    ),
+    Bad(
+        {"secrets": [{"name": "k", "file": "k.age"}, {"name": "l", "file": "k.age"}]},
+        "secrets[1].name",
+        '"l"',
+        "names a file that agent coding has as k",
+    ),
     Bad(
         {"secrets": [{"name": "k", "file": "a.age"}, {"name": "k", "file": "b.age"}]},
         "secrets[1].name",
@@ -197,6 +241,10 @@ def test_a_spec_that_is_no_set_is_an_error() -> None:
         assert (error.agent, error.field) == ("agents[0]", "")
 
 
+def secret(name: str, file: str, **fields: Any) -> dict[str, Any]:
+    return {"secrets": [{"name": name, "file": file, **fields}]}
+
+
 PAIRS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     ({"name": "a"}, {"name": "a"}, "name", "agents[0] has it too"),
     ({"name": "a", "uid": 1000}, {"name": "b", "uid": 1000}, "uid", "agent a has it too; set uid on one of them"),
@@ -215,6 +263,30 @@ PAIRS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     ),
     ({"name": "a"}, {"name": "b", "stateDir": "/var/lib/hermes-a/b"}, "stateDir", "lies inside /var/lib/hermes-a"),
     ({"name": "a", "publish": [80]}, {"name": "b", "publish": [80]}, "publish[0]", "already published by agent a"),
+    (
+        {"name": "a", **secret("k", "k.age")},
+        {"name": "b", **secret("k", "k.age")},
+        "secrets[0].shared",
+        "because agent a has the secret k too; set shared = true on both",
+    ),
+    (
+        {"name": "a", **secret("k", "k.age", shared=True)},
+        {"name": "b", **secret("k", "k.age")},
+        "secrets[0].shared",
+        "because agent a has",
+    ),
+    (
+        {"name": "a", **secret("k", "k.age", shared=True)},
+        {"name": "b", **secret("k", "l.age", shared=True)},
+        "secrets[0].file",
+        "is another file than agent a has for k, k.age",
+    ),
+    (
+        {"name": "a", **secret("k", "k.age", shared=True)},
+        {"name": "b", **secret("l", "k.age", shared=True)},
+        "secrets[0].name",
+        "names a file that agent a has as k",
+    ),
 ]
 
 
@@ -225,6 +297,12 @@ def test_what_two_agents_share_is_one_error_on_the_second(
     [error] = errors_of(evaluate_many([[first, second]])[0])
     assert (error.agent, error.field) == (second["name"], field)
     assert rule in error.message
+
+
+def test_a_secret_that_only_the_first_agent_keeps_to_itself_is_an_error_on_the_first() -> None:
+    host = [{"name": "a", **secret("k", "k.age")}, {"name": "b", **secret("k", "k.age", shared=True)}]
+    [error] = errors_of(evaluate_many([host])[0])
+    assert (error.agent, error.field) == ("a", "secrets[0].shared")
 
 
 def test_bridges_that_collide_are_an_error() -> None:
@@ -282,6 +360,9 @@ BAD_HOSTS: list[tuple[dict[str, Any], str, str]] = [
     ({"tailnetInterface": "tailscale-is-long"}, "tailnetInterface", "at most 15 characters"),
     ({"tailnetInterface": 'x" accept'}, "tailnetInterface", "name of a network interface"),
     ({"tailnetInterface": "h-tail"}, "tailnetInterface", 'start with "h-"'),
+    ({"secretsIdentity": "etc/key"}, "secretsIdentity", "absolute path of a private SSH key"),
+    ({"secretsIdentity": "/etc/ssh/my key"}, "secretsIdentity", "absolute path"),
+    ({"secretsIdentity": None}, "secretsIdentity", "must be a string"),
     ({"allowedPorts": [1]}, "allowedPorts", "not a field of a host"),
 ]
 

@@ -241,6 +241,50 @@ def test_the_documentation_lists_every_field() -> None:
     assert sorted(documented) == sorted(fields.split(", "))
 
 
+SECRETS = [
+    {"name": "a-file", "file": "secrets/a.age"},
+    {"name": "a-variable", "file": "secrets/b.age", "as": "env", "variable": "KEY"},
+    {"name": "common", "file": "secrets/c.age", "shared": True},
+]
+
+
+def test_a_secret_is_its_agents_alone() -> None:
+    [plan] = plans_of([{"name": "coding", "secrets": SECRETS}, {"name": "other", "secrets": SECRETS[2:]}])
+    found = {key: (secret.file, secret.path, secret.mode, secret.owner) for key, secret in plan.secrets.items()}
+    assert found == {
+        "a-file": ("secrets/a.age", "/run/agenix/a-file", "0400", "hermes-coding"),
+        "a-variable": ("secrets/b.age", "/run/agenix/a-variable", "0400", "hermes-coding"),
+        "common@coding": ("secrets/c.age", "/run/agenix/common@coding", "0400", "hermes-coding"),
+        "common@other": ("secrets/c.age", "/run/agenix/common@other", "0400", "hermes-other"),
+    }
+
+
+def test_each_secret_is_mounted_by_itself_and_read_only() -> None:
+    mounts = {option for option in agent_of(secrets=SECRETS).container.options if "/run/" in option}
+    assert mounts == {
+        "--mount=type=bind,source=/run/agenix/a-file,target=/run/secrets/a-file,readonly",
+        "--mount=type=bind,source=/run/agenix/a-variable,target=/run/environment/KEY,readonly",
+        "--mount=type=bind,source=/run/agenix/common@coding,target=/run/secrets/common,readonly",
+    }
+
+
+def test_only_an_agent_with_a_secret_in_its_environment_starts_through_the_init(reference: Plan) -> None:
+    assert "--init" in agent_of(secrets=SECRETS[1:2]).container.options
+    assert "--init" not in agent_of(secrets=[SECRETS[0], SECRETS[2]]).container.options
+    assert reference.docker.settings["init-path"] == reference.container_init.path
+
+
+def test_a_variable_is_named_as_its_secret_unless_it_has_a_name() -> None:
+    agent = agent_of(secrets=[{"name": "KEY", "file": "k.age", "as": "env"}])
+    assert [secret.variable for secret in agent.secrets] == ["KEY"]
+
+
+def test_an_agent_keeps_its_secrets_when_another_comes_to_share_them() -> None:
+    both = [{"name": "a", "secrets": SECRETS}, {"name": "b", "secrets": SECRETS[2:]}]
+    one, two = plans_of(both[:1], both)
+    assert one.agents["a"].secrets == two.agents["a"].secrets
+
+
 @pytest.mark.parametrize(("egress", "named"), [("none", False), ("internet", True), ([{"network": "::/0"}], True)])
 def test_only_an_agent_with_a_way_out_looks_up_names(egress: Any, named: bool) -> None:
     assert ("--dns=127.0.0.1" in agent_of(egress=egress).container.options) == (not named)

@@ -66,6 +66,9 @@ WORD = st.sampled_from(HOSTILE) | st.text(
 def plan() -> PlanData:
     """The plan of the reference host, as the activation program reads it."""
     data: PlanData = json.loads(reference_plan().to_json())
+    data["secrets"] = {}  # test_activate_secrets.py has them
+    for agent in data["agents"].values():
+        agent["secrets"] = []
     return data
 
 
@@ -245,7 +248,7 @@ def test_no_unit_holds_free_text_of_a_spec(plan: PlanData, value: str) -> None:
 def test_every_agent_has_its_unit(plan: PlanData) -> None:
     wanted = {f"units/docker-hermes-{name}.service" for name in ("coding", "research", "writer")}
     host = {"nftables.service", "tentaflake.target", "tentaflake-routing.service"}
-    host |= {"tentaflake-guard.service", "tentaflake-guard.timer"}
+    host |= {"tentaflake-guard.service", "tentaflake-guard.timer", "tentaflake-secrets.service"}
     assert units(plan).keys() == wanted | {f"units/{unit}" for unit in host}
 
 
@@ -324,6 +327,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "generations").mkdir(parents=True)
     monkeypatch.setattr(activate, "ROOT", root)
     monkeypatch.setattr(activate, "CURRENT", root / "current")
+    monkeypatch.setattr(activate, "SECRETS", tmp_path / "agenix")
+    monkeypatch.setattr(activate, "SECRETS_STORE", tmp_path / "agenix.d")
     return root
 
 
@@ -412,7 +417,7 @@ def test_generations_are_readable_by_root_only(switch: Switch, plan: PlanData, r
 
 def test_a_generation_that_can_not_be_written_is_not_there(root: Path, plan: PlanData) -> None:
     with pytest.raises(UnicodeEncodeError):
-        activate.write_generation(with_command(plan, "writer", "\ud800"))
+        activate.write_generation(with_command(plan, "writer", "\ud800"), root)
     assert activate.generations() == []
 
 
@@ -420,7 +425,7 @@ def test_what_a_killed_writer_left_is_not_in_the_next_generation(root: Path, pla
     left = root / "generations" / ".1.partial" / "units" / "evil.service"
     left.parent.mkdir(parents=True)
     left.touch()
-    activate.write_generation(plan)
+    activate.write_generation(plan, root)
     assert not (root / "generations" / "1" / "units" / "evil.service").exists()
 
 

@@ -1,0 +1,67 @@
+# The agents' secrets: the plan's, for agenix, which decrypts them at activation to where the containers mount them from.
+# It takes agenix' own module beside this one, and `tentaflake.plan`, which the policy makes.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.tentaflake;
+  inherit (cfg) plan;
+
+  ageFile = secret: cfg.secretsRoot + "/${secret.file}";
+
+  # agenix goes on when a secret cannot be decrypted; its agent then lacks it and must not start (S3).
+  requireSecrets =
+    agent:
+    pkgs.writeShellScript "secrets-of-${agent.name}" (
+      lib.concatMapStrings (secret: ''
+        [ -e ${lib.escapeShellArg secret.path} ] || {
+          echo ${lib.escapeShellArg "agent ${agent.name} does not start without its secret ${secret.name}"} >&2
+          exit 1
+        }
+      '') agent.secrets
+    );
+
+  mkService =
+    agent:
+    lib.nameValuePair agent.service.name {
+      # A running container keeps the value that it was started with.
+      restartTriggers = map ageFile agent.secrets;
+      serviceConfig.ExecCondition = requireSecrets agent;
+    };
+in
+{
+  options.tentaflake.secretsRoot = lib.mkOption {
+    type = lib.types.path;
+    example = lib.literalExpression "./.";
+    description = ''
+      The directory that the `file` of each agent's secrets is relative to: the flake's own. What is below it gets into
+      the Nix store, which every user can read: age files are encrypted, nothing else belongs there.
+    '';
+  };
+
+  config = lib.mkIf (plan.secrets != { }) {
+    age.identityPaths = [ plan.host.secretsIdentity ];
+    age.secrets = lib.mapAttrs (_: secret: {
+      file = ageFile secret;
+      inherit (secret)
+        path
+        mode
+        owner
+        group
+        ;
+    }) plan.secrets;
+
+    # What brings a secret into the environment of its agent's processes; Docker's settings name it.
+    environment.etc.${lib.removePrefix "/etc/" plan.containerInit.path} = {
+      text = plan.containerInit.content;
+      inherit (plan.containerInit) mode;
+    };
+
+    systemd.services = lib.listToAttrs (
+      map mkService (lib.filter (agent: agent.secrets != [ ]) (lib.attrValues plan.agents))
+    );
+  };
+}
