@@ -8,7 +8,7 @@ from testinfra.host import Host
 
 from harness.errors import HarnessError
 from harness.policy import Plan
-from harness.probes.attempts import Attacker, attackers, quote
+from harness.probes.attempts import Attacker, quote
 
 HOST = "host"
 """The name of the host itself as a target: a root process and a root directory that stand for all of them."""
@@ -31,7 +31,7 @@ class Target:
     all_pids: Sequence[int]
 
 
-def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
+def set_stage(host: Host, plan: Plan, attackers: Sequence[Attacker]) -> dict[str, Target]:
     """Plant tokens with every agent and on the host, as their owners; returns the targets by name.
 
     Raises ``HarnessError`` when an agent's container does not run: then there is nothing to attack.
@@ -39,7 +39,7 @@ def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
     owners = {agent.name: (agent.state_dir, agent.uid) for agent in plan.agents.values()}
     decoy = f"/root/decoy-{secrets.token_hex(4)}"
     tokens = {name: (secrets.token_hex(12), secrets.token_hex(12)) for name in [*owners, HOST]}
-    slugs = " ".join(attacker.slug for attacker in [*attackers(plan), Attacker("root")])
+    slugs = " ".join(attacker.slug for attacker in [*attackers, Attacker("root")])
     plant = quote(
         'cd "$1"; umask 077; echo "$2" > known; : > "$3"; '
         f'for s in {slugs}; do echo "$2" > movable-$s; : > removable-$s; done'
