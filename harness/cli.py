@@ -19,7 +19,6 @@ from rich.table import Table
 from harness import bench as benchmarks
 from harness.contract import find_claim
 from harness.errors import HarnessError
-from harness.guests import hermes_image
 from harness.lab import Lab, Settings, settings
 from harness.plugin import REPOSITORY, hijack_stage, ssh_command
 from harness.policy import Plan, evaluate_flake, reference_plan
@@ -206,7 +205,7 @@ def image_show(
 ) -> None:
     """What the machines boot: the packages' versions, the container images. Builds it if need be."""
     lab = Lab(settings(guest=guest, cache=cache))
-    manifest, hermes = lab.image.manifest, hermes_image.find(lab.cache)
+    manifest, hermes = lab.image.manifest, lab.find_hermes()
     if as_json:
         print(json.dumps(manifest | {"hermes": hermes and hermes.manifest}, indent=1, sort_keys=True))
         return

@@ -92,6 +92,10 @@ class Lab:
     def hermes(self) -> HermesImage:
         return hermes_image.build(self.cache)
 
+    def find_hermes(self) -> HermesImage | None:
+        """The Hermes image, if it has been built."""
+        return self.hermes if self.cache.find("images", f"hermes-{hermes_image.key()}") else None
+
     @cached_property
     def hermes_base(self) -> Template:
         """``base`` and the Hermes image: a template of its own, so that the others are none the larger for it."""

@@ -80,16 +80,7 @@ def key() -> str:
 
 def build(cache: Cache) -> HermesImage:
     """The image, from the cache if it is there."""
-    return _read(cache.make("images", f"hermes-{key()}", make))
-
-
-def find(cache: Cache) -> HermesImage | None:
-    """The image, if it has been built."""
-    directory = cache.find("images", f"hermes-{key()}")
-    return _read(directory) if directory else None
-
-
-def _read(directory: Path) -> HermesImage:
+    directory = cache.make("images", f"hermes-{key()}", make)
     manifest = json.loads((directory / "manifest.json").read_text())
     return HermesImage(directory / "hermes.tar", manifest["reference"], manifest)
 
