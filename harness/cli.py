@@ -22,8 +22,9 @@ from harness import secrets as agefiles
 from harness.contract import find_claim
 from harness.errors import HarnessError
 from harness.lab import Lab, Settings, settings
-from harness.plugin import REPOSITORY, ssh_command
+from harness.plugin import REPOSITORY, hijack_stage, ssh_command
 from harness.policy import Plan, evaluate_flake, reference_plan
+from harness.probes.hijacked import hijacked_plan
 from harness.progress import step
 from harness.report import EXIT_UNTRIED, Collector, Verdict, print_verdict
 
@@ -99,6 +100,9 @@ def verify(
     flake: FlakeOption = None,
     json_file: JsonOption = None,
     claim: Annotated[list[str] | None, typer.Option("--claim", help="Only this claim (may be repeated).")] = None,
+    hijack: Annotated[
+        bool, typer.Option("--hijack/--no-hijack", help="Have real Hermes agents attack too: some minutes more.")
+    ] = False,
     workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Machines at once.")] = 2,
     guest: GuestOption = DEFAULTS.guest,
     accel: AccelOption = DEFAULTS.accel,
@@ -115,6 +119,8 @@ def verify(
     plan = read_plan(agents, flake)
     adapted = lab.adapt(plan)
     lab.activated(adapted)
+    if hijack:
+        hijack_stage(lab, lab.adapt(hijacked_plan(plan), "hermes"))
     prepared = time.monotonic()
     options = {"guest": guest, "accel": accel, "cache": cache, "agents": agents and agents.absolute(), "flake": flake}
     arguments = [f"--vm-{name}={value}" for name, value in options.items() if value is not None]
@@ -125,6 +131,7 @@ def verify(
                 str(REPOSITORY / "tests" / "contract"),
                 f"--rootdir={REPOSITORY}",
                 *("-c", str(REPOSITORY / "pyproject.toml"), "-p", "no:terminal", "-p", "no:cacheprovider"),
+                *([] if hijack else ["-m", "not hermes"]),
                 *("-n", str(workers), "-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
                 *(f"--vm-claim={each}" for each in claim or []),
                 *arguments,
@@ -208,15 +215,22 @@ def image_show(
 ) -> None:
     """What the machines boot: the packages' versions, the container images. Builds it if need be."""
     lab = Lab(settings(guest=guest, cache=cache))
-    manifest = lab.image.manifest
+    manifest, hermes = lab.image.manifest, lab.find_hermes()
     if as_json:
-        print(json.dumps(manifest, indent=1, sort_keys=True))
+        print(json.dumps(manifest | {"hermes": hermes and hermes.manifest}, indent=1, sort_keys=True))
         return
     print(f"{manifest['guest']} {manifest['suite']}  key {lab.image.key}  in {lab.image.directory}")
     for name, reference in manifest["images"].items():
         print(f"image {name}: {reference}")
     for name, version in manifest["packages"].items():
         print(f"{name} {version}")
+    if hermes is None:
+        print("image hermes: not built yet; `harness verify --hijack` does")
+        return
+    print(f"image hermes: {hermes.reference}")
+    for kind in ("packages", "python"):
+        for name, version in hermes.manifest[kind].items():
+            print(f"hermes {name} {version}")
 
 
 @image_app.command("build")

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.cache import Cache, default_root
 from harness.errors import HarnessError
-from harness.guests import Guest, canaries, peers
+from harness.guests import Guest, canaries, hermes_image, peers
 from harness.guests.debian import DebianGuest
+from harness.guests.hermes_image import HermesImage
 from harness.guests.peers import Network
 from harness.policy import Plan, evaluate_many
 from harness.vm.accelerator import CHOICES, Verdict, find_accelerator
@@ -24,6 +25,7 @@ from harness.vm.template import BOOT_TIMEOUT, Template, cold_template, derived_t
 
 PROBES = Path(__file__).parent / "probes"
 GUESTS: dict[str, type[Guest]] = {"debian": DebianGuest}
+ContainerImage = Literal["probe", "hermes"]
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,37 @@ class Lab:
         title = f"booting the {self.guest.name} guest under {self.hardware.accelerator.upper()}"
         return cold_template(self.cache, self.image, self.hardware, prepare, title=title, plan=empty.digest)
 
-    def adapt(self, plan: Plan) -> Plan:
-        """``plan`` as the guest can run it; see ``Guest.adapt``."""
-        return self.guest.adapt(plan, self.image)
+    @cached_property
+    def hermes(self) -> HermesImage:
+        return hermes_image.build(self.cache)
+
+    def find_hermes(self) -> HermesImage | None:
+        """The Hermes image, if it has been built."""
+        return self.hermes if self.cache.find("images", f"hermes-{hermes_image.key()}") else None
+
+    @cached_property
+    def hermes_base(self) -> Template:
+        """``base`` and the Hermes image: a template of its own, so that the others are none the larger for it."""
+        return derived_template(
+            self.cache,
+            self.base,
+            lambda machine: self.guest.load(machine, self.hermes.archive),
+            title="loading the Hermes image",
+            image=self.hermes.reference,
+        )
+
+    def adapt(self, plan: Plan, image: ContainerImage = "probe") -> Plan:
+        """``plan`` as the guest can run it, every agent in the probe image or in that of the real Hermes."""
+        reference = self.hermes.reference if image == "hermes" else self.image.manifest["images"]["probe"]
+        return self.guest.adapt(plan, reference)
 
     def activated(self, plan: Plan) -> Template:
         """The guest with ``plan`` (adapted) in force and its agents running."""
         title = f"activating a plan of {len(plan.agents)} agents"
+        images = {agent.container.image.partition("@")[0] for agent in plan.agents.values()}
         return derived_template(
             self.cache,
-            self.base,
+            self.hermes_base if hermes_image.NAME in images else self.base,
             lambda machine: self.guest.activate(machine, plan),
             title=title,
             plan=plan.digest,

@@ -10,6 +10,7 @@
     shared_machine  one machine for all tests that only look
     outcomes        what came of the attacks, by name of the way (all ways in one batch)
     network_outcomes  the same of the attacks over the network, by claim and way
+    hijack_outcomes  the same of what real Hermes agents try when they are hijacked
     lab             makes machines of any plan
 
 A test of a claim is marked ``@pytest.mark.claim("D2")``.
@@ -34,13 +35,15 @@ from harness.errors import HarnessError
 from harness.guests.peers import STATIONS, Network, Peer
 from harness.lab import GUESTS, Lab, Settings, check_choice
 from harness.policy import Agent, Plan, evaluate_flake, reference_plan
-from harness.probes.attempts import Outcome, run_attempts
+from harness.probes.attempts import Outcome, attackers, run_attempts
+from harness.probes.hijacked import hijacked_plan, run_hijack, stage_builder
 from harness.probes.network import run_network, scene_builder, scene_content
 from harness.probes.sharing import run_sharing
 from harness.probes.stage import set_stage
 from harness.probes.ways import WAYS, plan_attempts, writes
 from harness.vm.accelerator import CHOICES
 from harness.vm.machine import Machine
+from harness.vm.template import Template
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KEEP = ("never", "on-failure", "always")
@@ -151,7 +154,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(deselected)]
 
 
-GROUPS = {"all_outcomes", "attacked_network", "restarted", "refused", "searched", "lacking"}
+GROUPS = {
+    "all_outcomes",
+    "attacked_network",
+    "hijacked_network",
+    "restarted",
+    "refused",
+    "searched",
+    "lacking",
+}
 """Fixtures that are expensive and shared: all tests that use one go to one worker."""
 
 
@@ -227,10 +238,11 @@ def attacked_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> It
 def all_outcomes(request: pytest.FixtureRequest, attacked_machine: Machine, plan: Plan) -> list[Outcome]:
     """Every attack that a selected test asks for, in one batch."""
     claims = {marker.args[0] for item in request.session.items for marker in item.iter_markers("claim")}
-    host = attacked_machine.host
-    attempts = plan_attempts([way for way in WAYS.values() if way.claim in claims], plan, set_stage(host, plan))
+    host, everybody = attacked_machine.host, attackers(plan)
+    stage = set_stage(host, plan, everybody)
+    attempts = plan_attempts([way for way in WAYS.values() if way.claim in claims], everybody, stage)
     if "C2" in claims:
-        attempts += writes(plan)
+        attempts += writes(everybody)
     found = run_attempts(host, attempts)
     return [*found, *(run_sharing(host, plan) if "D3" in claims else [])]
 
@@ -265,6 +277,36 @@ def network_outcomes(request: pytest.FixtureRequest, all_network_outcomes: list[
 
     def judge(claim: str, way: str) -> None:
         chosen = [each for each in all_network_outcomes if (each.attempt.claim, each.attempt.way) == (claim, way)]
+        judge_outcomes(request, way, chosen)
+
+    return judge
+
+
+@pytest.fixture(scope="session")
+def hijacked_network(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Network]:
+    """The machines on which agents are hijacked: those of the plan, in the Hermes image, with a scripted model."""
+    adapted = lab.adapt(hijacked_plan(plan), "hermes")
+    with track_network(request.config, lab.network(adapted, stage=hijack_stage(lab, adapted))) as made:
+        yield made
+
+
+def hijack_stage(lab: Lab, adapted: Plan) -> Template:
+    """The host of hijacked agents; ``adapted`` is their plan (see ``harness.probes.hijacked``)."""
+    return lab.stage(adapted, stage_builder(adapted), title="preparing to hijack the agents", **scene_content())
+
+
+@pytest.fixture(scope="session")
+def all_hijack_outcomes(hijacked_network: Network, plan: Plan) -> list[Outcome]:
+    """All that the hijacked agents try, each in one conversation, all agents at once."""
+    return run_hijack(hijacked_network, hijacked_plan(plan))
+
+
+@pytest.fixture
+def hijack_outcomes(request: pytest.FixtureRequest, all_hijack_outcomes: list[Outcome]) -> Callable[[str, str], None]:
+    """``hijack_outcomes("D2", "read a state file")``: as ``outcomes``, by the real Hermes, told to by its model."""
+
+    def judge(claim: str, way: str) -> None:
+        chosen = [each for each in all_hijack_outcomes if (each.attempt.claim, each.attempt.way) == (claim, way)]
         judge_outcomes(request, way, chosen)
 
     return judge

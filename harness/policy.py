@@ -309,17 +309,25 @@ def evaluate(agents: Path, *, host: Host | None = None) -> Plan:
     if not agents.is_file():
         raise PolicyError(f"{agents}: no such file of agents")
     if agents.suffix == ".json":
-        data = _encode(_read_json(agents), host)
-        if isinstance(data, PolicyError):
-            raise data
-        result = _check_data([data])
-    else:
-        expression = (
-            "{ policy, agents, host }: [ ((import policy).check"
-            " { agents = import agents; host = builtins.fromJSON host; }) ]"
-        )
-        result = _check(expression, {"agents": str(agents.resolve()), "host": json.dumps(dict(host or {}))})
-    plan = _decide(result[0])
+        return evaluate_specs(_read_json(agents), host=host)
+    expression = (
+        "{ policy, agents, host }: [ ((import policy).check"
+        " { agents = import agents; host = builtins.fromJSON host; }) ]"
+    )
+    return _the_plan(_check(expression, {"agents": str(agents.resolve()), "host": json.dumps(dict(host or {}))}))
+
+
+def evaluate_specs(specs: Any, *, host: Host | None = None) -> Plan:
+    """The plan of a list of specs; raises ``PolicyError``."""
+    data = _encode(specs, host)
+    if isinstance(data, PolicyError):
+        raise data
+    return _the_plan(_check_data([data]))
+
+
+def _the_plan(verdicts: Sequence[_Verdict]) -> Plan:
+    [verdict] = verdicts
+    plan = _decide(verdict)
     if isinstance(plan, PolicyError):
         raise plan
     return plan
@@ -373,6 +381,39 @@ def substitute_image(plan: Plan, image: str) -> Plan:
         return msgspec.structs.replace(agent, container=container)
 
     return msgspec.structs.replace(plan, agents={name: substituted(agent) for name, agent in plan.agents.items()})
+
+
+def specs_of(plan: Plan) -> list[dict[str, Any]]:
+    """Specs that come to the same agents, for variants of a plan whose specs are not at hand (a flake's, say)."""
+    return [_spec_of(agent) for agent in plan.agents.values()]
+
+
+def host_of(plan: Plan) -> Host:
+    """The settings of the plan's host."""
+    settings: Host = msgspec.to_builtins(plan.host)
+    return settings
+
+
+def _spec_of(agent: Agent) -> dict[str, Any]:
+    limits, container = agent.limits, agent.container
+    spec: dict[str, Any] = {
+        "name": agent.name,
+        "uid": agent.uid,
+        "stateDir": agent.state_dir,
+        "image": container.image,
+        "command": container.command,
+        "environment": {name: text for name, text in container.environment.items() if name not in HOST_VARIABLES},
+        "settings": json.loads(agent.config.content),
+        "allowMutableImage": agent.allow_mutable_image,
+        "autoStart": agent.auto_start,
+        "tts": agent.tts,
+        **msgspec.to_builtins({"egress": agent.egress, "publish": agent.publish, "secrets": agent.secrets}),
+    }
+    return spec | {"memory": limits.memory, "cpus": limits.cpus, "pids": limits.pids, "disk": limits.disk}
+
+
+HOST_VARIABLES = ("HOME", "HERMES_HOME", "USER", "LOGNAME")
+"""What modules/policy/container.nix adds to a spec's own variables."""
 
 
 # ---- reading JSON

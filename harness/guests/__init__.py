@@ -1,6 +1,7 @@
 """Guests: ways to turn a plan into a bootable machine. One module each; this is what they share."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from harness.cache import Cache
@@ -23,8 +24,11 @@ class Guest(Protocol):
     def set_up(self, machine: Machine, empty: Plan, timeout: float) -> None:
         """Wait for a machine that was just powered on, put the plan without agents in force, load images."""
 
-    def adapt(self, plan: Plan, image: Image) -> Plan:
-        """The plan as this guest can run it: e.g. with an image that it has, not one it must pull."""
+    def load(self, machine: Machine, archive: Path) -> None:
+        """Give the machine a container image, from an OCI image archive; raises ``CommandFailed``."""
+
+    def adapt(self, plan: Plan, image: str) -> Plan:
+        """The plan as this guest can run it: with the container image ``image``, which it has, not one it must pull."""
 
     def activate(self, machine: Machine, plan: Plan, files: Mapping[str, bytes] | None = None) -> None:
         """Switch the machine to ``plan`` and wait for its agents; raises ``CommandFailed``.

@@ -22,7 +22,7 @@ from testinfra.host import Host
 from harness.errors import HarnessError
 from harness.policy import Agent, Plan
 
-Origin = Literal["container", "uid", "wire", "lan", "tailnet", "root"]
+Origin = Literal["container", "hermes", "uid", "wire", "lan", "tailnet", "root"]
 Seen = Literal["reached", "refused", "unknown"]
 BATCH_TIMEOUT = 240
 """Seconds; ten times what a batch takes under TCG on two cores."""
@@ -32,8 +32,9 @@ SHOWN = 600
 
 @dataclass(frozen=True)
 class Attacker:
-    """Where an attempt comes from: a shell in an agent's container, an agent's uid on the host, the agent's end of its
-    wire (root of its network namespace, who may send any packet), a machine on the LAN or the tailnet, or root.
+    """Where an attempt comes from: a shell in an agent's container, the real Hermes there, an agent's uid on the host,
+    the agent's end of its wire (root of its network namespace, who may send any packet), a machine on the LAN or the
+    tailnet, or root.
 
     Root is nobody's attacker: it is the positive control for targets that no agent may reach.
     """
@@ -43,7 +44,13 @@ class Attacker:
 
     @property
     def name(self) -> str:
-        return f"{self.agent.name} ({self.origin})" if self.agent else self.origin
+        origin = "hijacked Hermes" if self.origin == "hermes" else self.origin
+        return f"{self.agent.name} ({origin})" if self.agent else origin
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether it is in the agent's container."""
+        return self.origin in ("container", "hermes")
 
     @property
     def slug(self) -> str:
@@ -51,6 +58,7 @@ class Attacker:
 
     def command(self, script: str) -> str:
         """The command line, for root on the host, that runs the script file ``script`` as this attacker."""
+        assert self.origin != "hermes", "it does what its model says: see harness.probes.hijack"
         if self.agent is None:
             return f"{SHELL} {script}"
         if self.origin == "container":
@@ -72,9 +80,9 @@ order() {
 }"""
 
 
-def attackers(plan: Plan) -> list[Attacker]:
+def attackers(plan: Plan, origins: Sequence[Origin] = ("container", "uid")) -> list[Attacker]:
     """All attackers on the host, agent by agent."""
-    return [Attacker(origin, agent) for agent in plan.agents.values() for origin in ("container", "uid")]
+    return [Attacker(origin, agent) for agent in plan.agents.values() for origin in origins]
 
 
 @dataclass(frozen=True)

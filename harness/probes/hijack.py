@@ -1,8 +1,8 @@
 """A hijacked Hermes Agent: the real one, told by the scripted model (``model.py``) to make attempts.
 
 A batch of attempts is one shell command. Hermes edits what a command prints before its model sees it (redacts what
-looks like a key, drops escape sequences, shortens), and refuses some commands, so a batch goes in as base64 and
-comes back as the base64 of a gzip stream: what was edited no longer decompresses, and is unknown, never refused.
+looks like a key, drops escape sequences, shortens), and refuses some commands, so a batch goes in and comes back as
+the base64 of a gzip stream: what was edited no longer decompresses, and is unknown, never refused.
 """
 
 import base64
@@ -21,8 +21,10 @@ from harness.errors import HarnessError
 from harness.probes.attempts import Attempt, Outcome, batch_script, read_outcomes
 from harness.probes.model import AgentScript, Answer, Command, Transcript
 
-PER_COMMAND = 12
+PER_COMMAND = 48
 """Scripts in one command: a command costs a turn of the conversation, and is lost as a whole."""
+LONGEST = 100_000
+"""Characters of a command: the kernel takes no argument of more than 128 KiB (execve(2))."""
 TIMEOUT = 120
 """Seconds for one command; what it has not printed by then is unknown."""
 
@@ -35,8 +37,11 @@ class Batch:
     nonce: str
 
     def command(self, name: str) -> Command:
-        script = base64.b64encode(batch_script(self.attempts, self.nonce).encode()).decode()
-        line = f"echo {script} | base64 -d | timeout -k 5 {TIMEOUT} sh 2>&1 | gzip -n | base64 -w 0"
+        packed = gzip.compress(batch_script(self.attempts, self.nonce).encode(), mtime=0)
+        script = base64.b64encode(packed).decode()
+        line = f"echo {script} | base64 -d | gzip -d | timeout -k 5 {TIMEOUT} sh 2>&1 | gzip -n | base64 -w 0"
+        if len(line) > LONGEST:
+            raise HarnessError(f"a batch of {len(self.attempts)} attempts is {len(line)} characters of command")
         return Command(name, line, timeout=TIMEOUT + 30)
 
     def outcomes(self, answer: Answer | None) -> list[Outcome]:

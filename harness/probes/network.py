@@ -418,11 +418,11 @@ def run_probes(scene: Scene, trials: Sequence[Trial]) -> Asked:
     attackers_by_slug = {trial.attempt.attacker.slug: trial.attempt.attacker for trial in trials}
     by_attacker: dict[str, dict[str, Probe]] = {slug: {} for slug in attackers_by_slug}
     for trial in trials:
-        by_attacker[trial.attempt.attacker.slug] |= {_key(probe): probe for probe in trial.probes}
+        by_attacker[trial.attempt.attacker.slug] |= {key_of(probe): probe for probe in trial.probes}
     network = scene.network
     peers = {LAN.slug: network.lan.machine, TAILNET.slug: network.tailnet.machine}
     at_host = [attacker for slug, attacker in attackers_by_slug.items() if slug not in peers]
-    places = [(peers[slug], [attackers_by_slug[slug]]) for slug in peers]
+    places = [(peers[slug], [attackers_by_slug[slug]]) for slug in peers if slug in attackers_by_slug]
     waiting: list[tuple[list[Attacker], Callable[[], Any]]] = []
     for machine, attackers in [*places, (network.host, at_host)]:
         script = _script(scene, [(attacker, list(by_attacker[attacker.slug].values())) for attacker in attackers])
@@ -438,7 +438,7 @@ def run_probes(scene: Scene, trials: Sequence[Trial]) -> Asked:
     return found
 
 
-def _key(probe: Probe) -> str:
+def key_of(probe: Probe) -> str:
     return json.dumps(probe, sort_keys=True)
 
 
@@ -487,7 +487,7 @@ def judge(trial: Trial, answers: Asked, arrivals: Arrivals) -> Outcome:
         if probe["kind"] == "forged":
             said = "came" if (probe["source"], probe["address"]) in arrivals else ""
         else:
-            said = answers[attempt.attacker.slug, _key(probe)]
+            said = answers[attempt.attacker.slug, key_of(probe)]
         (reached if said and trial.token in said else refused).append(
             f"{_describe(probe)}: {said.strip() or 'no answer'}"
         )

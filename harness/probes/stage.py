@@ -9,10 +9,21 @@ from testinfra.host import Host
 
 from harness.errors import HarnessError
 from harness.policy import Plan
-from harness.probes.attempts import Attacker, attackers, quote
+from harness.probes.attempts import Attacker, quote
 
 HOST = "host"
 """The name of the host itself as a target: a root process and a root directory that stand for all of them."""
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """A target's secrets: ``paths`` on the host and in its container. ``value`` is one that it shares with nobody,
+    empty when it has none; ``variable`` likewise, of one that is in its environment.
+    """
+
+    paths: Sequence[str] = ()
+    value: str = ""
+    variable: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,21 +41,10 @@ class Target:
     listed: str
     pids: Sequence[int]
     all_pids: Sequence[int]
-    secrets: "Secrets"
+    secrets: Secrets = Secrets()
 
 
-@dataclass(frozen=True)
-class Secrets:
-    """A target's secrets: ``paths`` on the host and in its container. ``value`` is one that it shares with nobody,
-    empty when it has none; ``variable`` likewise, of one that is in its environment.
-    """
-
-    paths: Sequence[str] = ()
-    value: str = ""
-    variable: str = ""
-
-
-def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
+def set_stage(host: Host, plan: Plan, attackers: Sequence[Attacker]) -> dict[str, Target]:
     """Plant tokens with every agent and on the host, as their owners; returns the targets by name.
 
     Raises ``HarnessError`` when an agent's container does not run: then there is nothing to attack.
@@ -53,7 +53,7 @@ def set_stage(host: Host, plan: Plan) -> dict[str, Target]:
     decoy, secret = f"/root/decoy-{secrets.token_hex(4)}", secrets.token_hex(12)
     tokens = {name: (secrets.token_hex(12), secrets.token_hex(12)) for name in [*owners, HOST]}
     decoy_process = f"exec env -i HERMES_HOME={decoy} SECRET={secret} sleep infinity"
-    slugs = " ".join(attacker.slug for attacker in [*attackers(plan), Attacker("root")])
+    slugs = " ".join(attacker.slug for attacker in [*attackers, Attacker("root")])
     plant = quote(
         'cd "$1"; umask 077; echo "$2" > known; : > "$3"; '
         f'for s in {slugs}; do echo "$2" > movable-$s; : > removable-$s; done'

@@ -5,12 +5,11 @@ where it can be tried from. Its positive control comes with it: an agent reaches
 script, and root reaches the host.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import dedent
 
-from harness.policy import Plan
-from harness.probes.attempts import Attacker, Attempt, Origin, attackers, quote
+from harness.probes.attempts import Attacker, Attempt, Origin, quote
 from harness.probes.stage import HOST, Target
 
 Script = Callable[[Attacker, Target], str]
@@ -32,11 +31,11 @@ class Way:
     origins: tuple[Origin, ...]
     token: Token | None
     host_only: bool
-    aims_at: Callable[[Target], object]
+    aims_at: Callable[[Target], object] = lambda target: True
 
-    def attempts(self, plan: Plan, stage: dict[str, Target]) -> Iterator[Attempt]:
+    def attempts(self, attackers: Iterable[Attacker], stage: dict[str, Target]) -> Iterator[Attempt]:
         """Every attacker on every target; by the same script agents reach themselves, and root the host."""
-        tried_from = [attacker for attacker in attackers(plan) if attacker.origin in self.origins]
+        tried_from = [attacker for attacker in attackers if self.is_for(attacker)]
         targets = [stage[HOST]] if self.host_only else [each for each in stage.values() if self.aims_at(each)]
         pairs = [(attacker, target) for attacker in tried_from for target in targets]
         for attacker, target in [*pairs, (ROOT, stage[HOST])]:
@@ -51,6 +50,9 @@ class Way:
                 token=self.token(target).encode() if self.token else None,
             )
 
+    def is_for(self, attacker: Attacker) -> bool:
+        return attacker.origin in self.origins or (attacker.is_inside and "container" in self.origins)
+
 
 WAYS: dict[str, Way] = {}
 BOTH: tuple[Origin, ...] = ("container", "uid")
@@ -63,7 +65,7 @@ def way(
     origins: tuple[Origin, ...] = BOTH,
     token: Token | None = None,
     host_only: bool = False,
-    aims_at: Callable[[Target], object] = lambda target: True,
+    aims_at: Callable[[Target], object] = Way.aims_at,
 ) -> Callable[[Script], Script]:
     """Register a way under its ``name``."""
 
@@ -79,8 +81,8 @@ def find_ways(claim: str) -> list[Way]:
     return [each for each in WAYS.values() if each.claim == claim]
 
 
-def plan_attempts(ways: Iterable[Way], plan: Plan, stage: dict[str, Target]) -> list[Attempt]:
-    return [attempt for each in ways for attempt in each.attempts(plan, stage)]
+def plan_attempts(ways: Iterable[Way], attackers: Sequence[Attacker], stage: dict[str, Target]) -> list[Attempt]:
+    return [attempt for each in ways for attempt in each.attempts(attackers, stage)]
 
 
 def known(target: Target) -> str:
@@ -103,7 +105,7 @@ def own_directory(attacker: Attacker) -> str:
 
 def visible_pids(attacker: Attacker, target: Target) -> str:
     """The target's processes where they can be named; from a container, all that it sees."""
-    return "$(cd /proc; echo [0-9]*)" if attacker.origin == "container" else " ".join(map(str, target.pids))
+    return "$(cd /proc; echo [0-9]*)" if attacker.is_inside else " ".join(map(str, target.pids))
 
 
 # --- D2: the neighbour's files ----------------------------------------------------------------------
@@ -210,7 +212,7 @@ def read_memory(attacker: Attacker, target: Target) -> str:
 @way("send a signal", claim="U2")
 def send_signal(attacker: Attacker, target: Target) -> str:
     """From a container, a signal that arrives at a process which turns out to be the target's."""
-    if attacker.origin != "container":
+    if not attacker.is_inside:
         return f"kill -CONT {target.pids[0]} && won"
     pids = " ".join(map(str, target.pids))
     return dedent(f"""\
@@ -364,17 +366,18 @@ SYSTEM_DIRECTORIES = (
 )
 
 
-def writes(plan: Plan) -> list[Attempt]:
+def writes(attackers: Iterable[Attacker]) -> list[Attempt]:
     """C2: each agent writes to each directory of its container; /tmp and its state are the controls."""
     return [
         Attempt(
             claim="C2",
             way="write a file",
-            attacker=Attacker("container", agent),
+            attacker=attacker,
             target=directory,
             script=f": > {quote(directory)}/written-by-an-agent && won",
-            expected="reached" if directory in ("/tmp", agent.state_dir) else "refused",
+            expected="reached" if directory in ("/tmp", attacker.agent.state_dir) else "refused",
         )
-        for agent in plan.agents.values()
-        for directory in (*SYSTEM_DIRECTORIES, "/tmp", agent.state_dir)
+        for attacker in attackers
+        if attacker.is_inside and attacker.agent
+        for directory in (*SYSTEM_DIRECTORIES, "/tmp", attacker.agent.state_dir)
     ]

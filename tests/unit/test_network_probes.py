@@ -13,7 +13,7 @@ from harness.guests import peer_service
 from harness.policy import Agent, evaluate_many
 from harness.probes import prober
 from harness.probes.attempts import Attacker, Attempt, Seen
-from harness.probes.network import Trial, _key, judge, may_reach
+from harness.probes.network import Trial, judge, key_of, may_reach
 
 SCRIPT = """
 set -e
@@ -79,7 +79,7 @@ def test_one_answer_is_an_attack_that_succeeded_and_a_control_needs_all(
 ) -> None:
     attacker = Attacker("root")
     trial = Trial(Attempt("F2", "connect", attacker, "b", "", expected), (A, B), "token")
-    answers = {(attacker.slug, _key(probe)): answer for probe, answer in zip((A, B), said, strict=True)}
+    answers = {(attacker.slug, key_of(probe)): answer for probe, answer in zip((A, B), said, strict=True)}
     assert judge(trial, answers, set()).seen == seen
 
 
