@@ -407,11 +407,14 @@ def _spec_of(agent: Agent) -> dict[str, Any]:
         "allowMutableImage": agent.allow_mutable_image,
         "autoStart": agent.auto_start,
         "tts": agent.tts,
-        **msgspec.to_builtins({"egress": agent.egress, "publish": agent.publish, "secrets": agent.secrets}),
+        "secrets": [{name: written[name] for name in SECRET_FIELDS} for written in msgspec.to_builtins(agent.secrets)],
+        **msgspec.to_builtins({"egress": agent.egress, "publish": agent.publish}),
     }
     return spec | {"memory": limits.memory, "cpus": limits.cpus, "pids": limits.pids, "disk": limits.disk}
 
 
+SECRET_FIELDS = ("name", "file", "as", "variable", "shared")
+"""What a spec says of a secret; the rest of it follows."""
 HOST_VARIABLES = ("HOME", "HERMES_HOME", "USER", "LOGNAME")
 """What modules/policy/container.nix adds to a spec's own variables."""
 

@@ -140,7 +140,7 @@ FILE_WAYS: list[Way] = [
     Way("read the audit record", "C4", read_audit, CONTAINER, lambda target: target.known, host_only=True),
     *map(_escape, escape.ACTS),
 ]
-"""Ways on files and processes, and out of the container. (S1 belongs here when there are secrets.)"""
+"""Ways on files and processes, and out of the container."""
 SIDEWAYS = [place for place in PLACES if place.name not in ("/var/tmp", "kernel keyrings")]
 """Where a resident can leave something: it may write to no /var/tmp, and use no keyring, as ``escape`` tries."""
 NOT_TRIED = (

@@ -11,7 +11,7 @@ from harness.probes import escape
 from harness.probes.attempts import Attempt, attackers
 from harness.probes.hijack import plan_hijack, script_of
 from harness.probes.hijacked import FILE_WAYS, MODEL_ADDRESS, MODEL_PORT, TRIED, checks, hijacked_plan, with_model
-from harness.probes.stage import HOST, Target
+from harness.probes.stage import HOST, Secrets, Target
 from harness.probes.ways import ROOT, plan_attempts, writes
 
 EVERYTHING: list[dict[str, Any]] = [
@@ -98,8 +98,9 @@ def test_all_that_is_tried_attacks_a_claim_and_is_tried_once() -> None:
 def test_what_is_tried_fits_into_commands_and_is_tried_by_every_agent() -> None:
     plan = reference_plan()
     hijacked = attackers(plan, ("hermes",))
+    held = Secrets(["/run/agenix/key"], "2" * 24, "3" * 24)
     targets = {
-        name: Target(name, f"/var/lib/hermes-{name}", "0" * 24, "1" * 24, [1000, 1001], [1, 2, 3, 4])
+        name: Target(name, f"/var/lib/hermes-{name}", "0" * 24, "1" * 24, [1000, 1001], [1, 2, 3, 4], held)
         for name in (*plan.agents, HOST)
     }
     attempts: list[Attempt] = [*checks(hijacked), *plan_attempts(FILE_WAYS, hijacked, targets), *writes(hijacked)]
