@@ -96,6 +96,13 @@ class Limits(_Struct, frozen=True):
     disk: int | None
 
 
+class Slice(_Struct, frozen=True):
+    """The cgroup of all agents (systemd.slice(5)); ``memory_max`` as systemd writes it, a percentage of the host's."""
+
+    name: str
+    memory_max: str
+
+
 class EgressRule(_Struct, frozen=True):
     """A destination; no ports means every port, no protocol means every protocol."""
 
@@ -237,6 +244,7 @@ class Plan(_Struct, frozen=True):
     groups: dict[str, Group]
     directories: list[Directory]
     docker: DockerDaemon
+    slice: Slice
     container_init: ContainerInit
     agents: dict[str, Agent]
     secrets: dict[str, Secret]

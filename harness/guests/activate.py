@@ -58,7 +58,8 @@ def render(plan: dict[str, Any]) -> Files:
         "sysusers.conf": (0o600, sysusers(plan)),
         "tmpfiles.conf": (0o600, tmpfiles(plan)),
         "daemon.json": (0o644, json.dumps(plan["docker"]["settings"], indent=1, sort_keys=True) + "\n"),
-        "units/nftables.service": (0o644, FIREWALL_UNIT),
+        f"units/{plan['slice']['name']}": (0o644, slice_unit(plan)),
+        "units/nftables.service": (0o644, firewall_unit(plan)),
         "units/tentaflake-secrets.service": (0o644, SECRETS_UNIT),
         "units/tentaflake-routing.service": (0o644, routing_unit(plan)),
         "units/tentaflake-guard.service": (0o644, guard_unit(plan)),
@@ -102,7 +103,19 @@ HOST_UNITS = (
     "tentaflake-secrets.service",
     "docker.service",
 )
-FIREWALL_UNIT = f"""[Unit]
+LOADED = "/run/tentaflake-table"
+"""The table's rules as the kernel lists them after loading; what the guard compares with."""
+
+
+def rules_listing(plan: dict[str, Any]) -> str:
+    """A command that lists the table's rules, without counters and without the elements of sets."""
+    return f"nft --stateless --terse list table {plan['nftables']['family']} {plan['nftables']['table']}"
+
+
+def firewall_unit(plan: dict[str, Any]) -> str:
+    load = f"/usr/sbin/nft -f {CURRENT}/nftables.nft"
+    note = f'/bin/sh -c "umask 077; {rules_listing(plan)} > {LOADED}"'
+    return f"""[Unit]
 # In place of Debian's own, which flushes Docker's rules too when it stops; NixOS' has the same name.
 Description=Firewall of the agents (table inet tentaflake)
 DefaultDependencies=no
@@ -113,8 +126,19 @@ Wants=network-pre.target
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/usr/sbin/nft -f {CURRENT}/nftables.nft
-ExecReload=/usr/sbin/nft -f {CURRENT}/nftables.nft
+ExecStart={load}
+ExecStart={note}
+ExecReload={load}
+ExecReload={note}
+"""
+
+
+def slice_unit(plan: dict[str, Any]) -> str:
+    return f"""[Unit]
+Description=All Hermes agents of this host
+
+[Slice]
+MemoryMax={plan["slice"]["memoryMax"]}
 """
 
 
@@ -160,11 +184,11 @@ def routing_unit(plan: dict[str, Any]) -> str:
 
 
 def guard_unit(plan: dict[str, Any]) -> str:
-    """Loads the table again when somebody has removed it; a flushed table keeps its policies, and lets nobody in."""
-    table = f"{plan['nftables']['family']} {plan['nftables']['table']}"
+    """Loads the table again when somebody has removed or changed it (docs/firewall.md)."""
     script = (
-        f"nft -t list table {table} > /dev/null 2>&1 || "
-        f"{{ echo 'table {table} is gone: loading it again' >&2; systemctl reload-or-restart nftables.service; }}"
+        f"{rules_listing(plan)} 2> /dev/null | cmp -s - {LOADED} || "
+        "{ echo 'the rules are not those that were loaded: loading them again' >&2; "
+        "systemctl reload-or-restart nftables.service; }"
     )
     return f"""[Unit]
 Description=Is the firewall of the agents still there?

@@ -8,6 +8,7 @@ in
   agent,
   published,
   secrets,
+  slice,
 }:
 let
   fromEnvironment = builtins.any (secret: secret.as == "env") secrets;
@@ -49,7 +50,9 @@ in
   # told of from within the container, where nothing listens; else it asks the host's own on the loopback.
   ++ (if agent.egress == "none" then [ "--dns=127.0.0.1" ] else [ ])
   ++ [
-    # D4. Swap equal to memory means no swap: an agent out of memory is killed instead of slowing down the host.
+    # D4. What an agent may have of what all of them together may have; see plan.nix.
+    "--cgroup-parent=${slice}"
+    # Swap equal to memory means no swap: an agent out of memory is killed instead of slowing down the host.
     "--pids-limit=${toString limit.pids}"
     "--memory=${toString limit.memory}"
     "--memory-swap=${toString limit.memory}"
@@ -58,6 +61,8 @@ in
     "--oom-score-adj=500"
     # A core dump would be written by the host's handler, outside every limit and readable there.
     "--ulimit=core=0"
+    # Of each process. Docker's default is a billion; what they hold is charged to the memory above.
+    "--ulimit=nofile=16384"
     # /dev/shm is Docker's own tmpfs, which --read-only leaves writable.
     "--shm-size=${toString (if tmpSize < 64 * megabyte then tmpSize else 64 * megabyte)}"
     "--tmpfs=/tmp:rw,nosuid,nodev,size=${toString tmpSize},mode=1777"

@@ -130,8 +130,9 @@ let
       elements = [ ];
     };
   refuse = claim: match: rule claim "${match}${if match == "" then "" else " "}goto refuse";
-  # A sixteenth of the kernel's default on a host of 4 GiB; far more than an agent's tools have open.
-  mostConnections = 4096;
+  # Far more than an agent's tools have open; closed ones do not count. For each new connection the kernel may look at all
+  # of an agent's own, so that a limit that is much higher would itself be a way to keep the host busy.
+  mostConnections = 1024;
 
   # ---- F4: where an agent may go
 
@@ -363,12 +364,13 @@ let
       ++ [ (refuse "F3: nothing else of the host" "") ]
     ))
     (chain "forward" [
-      "type filter hook forward priority filter - 10; policy accept;"
+      "type filter hook forward priority filter - 10; policy drop;"
       (refuse "F2: no agent reaches an agent, whatever the address or the state"
         "iifname \"h-*\" oifname \"h-*\""
       )
       (rule "F4: an agent's way out" "iifname \"h-*\" goto from_agent")
       (rule "F5: the way in to an agent" "oifname \"h-*\" goto to_agent")
+      (rule "F6: nobody's agent; a table without its rules forwards nothing at all" "accept")
     ])
     (chain "from_agent" (
       onTailnet [

@@ -38,6 +38,13 @@ let
     init-path = secrets.init.path;
   };
 
+  # D4: nothing keeps the agents' limits from adding up to more than the host has. What is in this slice (systemd.slice(5))
+  # together never has more than its part, and of the processors as much as all services of the host.
+  slice = {
+    name = "hermes.slice";
+    memoryMax = "75%";
+  };
+
   mkAgent =
     host:
     {
@@ -113,6 +120,7 @@ let
           inherit spec;
           image = if spec.image == null then images.default else spec.image;
         };
+        slice = slice.name;
         # With no tailnet there is nobody to publish to (N1).
         published = if host.tailnetInterface == null then [ ] else spec.publish;
       };
@@ -164,6 +172,7 @@ in
     }
   ]) sorted;
   docker.settings = dockerSettings;
+  inherit slice;
   containerInit = secrets.init;
   # By name on the host, as agenix has them (age.secrets).
   secrets = listToAttrs (

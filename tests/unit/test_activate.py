@@ -248,7 +248,7 @@ def test_no_unit_holds_free_text_of_a_spec(plan: PlanData, value: str) -> None:
 def test_every_agent_has_its_unit(plan: PlanData) -> None:
     wanted = {f"units/docker-hermes-{name}.service" for name in ("coding", "research", "writer")}
     host = {"nftables.service", "tentaflake.target", "tentaflake-routing.service"}
-    host |= {"tentaflake-guard.service", "tentaflake-guard.timer", "tentaflake-secrets.service"}
+    host |= {"tentaflake-guard.service", "tentaflake-guard.timer", "tentaflake-secrets.service", "hermes.slice"}
     assert units(plan).keys() == wanted | {f"units/{unit}" for unit in host}
 
 
