@@ -45,7 +45,8 @@ CLAIMS: dict[str, Claim] = {
         ),
         Claim("C3", "Containers are stateless: after a restart all but the state directory is as in the image."),
         Claim(
-            "C4", "Mounted are the agent's own state directory and configuration: no socket, no host path, no device."
+            "C4",
+            "Mounted are the agent's own state, configuration and secrets: no socket, no other path, no device.",
         ),
         Claim("C5", "The image is the one pinned by digest."),
         Claim(
@@ -53,12 +54,11 @@ CLAIMS: dict[str, Claim] = {
             "A crashed agent restarts, the others do not notice; a restart of Docker brings back agents and rules.",
             to_come=True,
         ),
-        Claim("S1", "A secret is 0400, owned by its agent, on a tmpfs, and readable by no other agent.", to_come=True),
-        Claim("S2", "A secret's value occurs nowhere else.", to_come=True),
+        Claim("S1", "A secret is 0400, owned by its agent, on a tmpfs, and readable by no other agent."),
+        Claim("S2", "A secret's value occurs nowhere else."),
         Claim(
             "S3",
             "A secret that cannot be decrypted keeps its agent from starting, by name; the others start.",
-            to_come=True,
         ),
         Claim("F1", "From the LAN, every port is closed but those that the host's settings open."),
         Claim("F2", "A cannot open a connection to B, by any way."),

@@ -183,15 +183,13 @@ PROC_FILES = "cmdline comm environ stat status maps mountinfo cgroup limits io s
 PLACES = """
 { find / -xdev -type f -cnewer /etc/machine-id; find /run /dev/shm /tmp -xdev -type f; } 2> /dev/null | sort -u |
   tr '\\n' '\\0' | xargs -0 -r grep -aoHFf "$store/needles" | tell file
-journalctl --output=export --all --no-pager | seek journal
+journalctl --output=export --all --no-pager | seek journal # containers' output too: it is Docker's log driver
 journalctl --output=short --all --no-pager | seek journal
 systemctl show '*' --all --no-pager | seek unit
 systemctl cat '*' --no-pager 2> /dev/null | seek unit
-for kind in container image network volume; do
-  ids=$(docker $kind ls -q) && [ -z "$ids" ] || docker $kind inspect $ids | seek "docker $kind"
+for listing in "container ls -a" "image ls -a" "network ls" "volume ls"; do
+  kind=${listing%% *} ids=$(docker $listing -q) && [ -z "$ids" ] || docker $kind inspect $ids | seek "docker $kind"
 done
-for id in $(docker container ls -aq); do docker logs $id 2>&1 | seek "docker logs"; done
-docker info --format '{{json .}}' | seek "docker info"
 ls /proc/[0-9]*/cmdline /proc/[0-9]*/comm 2> /dev/null | seek_files process
 """
 

@@ -64,7 +64,7 @@ def test_every_agent_has_its_own_secrets(shared_machine: Machine, agents: Mappin
     host = shared_machine.host
     for agent in agents.values():
         for secret in agent.secrets:
-            show = f"cat {secret.target}" if secret.as_ == "file" else f"printenv {secret.variable}"
+            show = f"cat {secret.target}" if secret.as_ == "file" else f'printf %s "${secret.variable}"'
             assert order(host, agent, show).strip().encode() == canary(secret.file), f"{secret.id} of {agent.name}"
 
 
@@ -86,16 +86,20 @@ printf %s "$value" | od -An -v -tx1 | tr -d ' \\n' > /root/planted-hex
 printf %s "$value" > /var/lib/planted-deleted; sync; rm /var/lib/planted-deleted
 printf %s "$value" > /run/planted
 printf 'said %s %0600d\\n' "$value" 0 | systemd-cat -t planted; journalctl --sync
-printf '[Service]\\nExecStart=/bin/true\\nEnvironment=V=%s\\n' "$value" > /etc/systemd/system/planted.service
-systemctl daemon-reload
+unit='[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=/bin/true\\nEnvironment=V=%s\\n'
+printf "$unit" "$value" > /etc/systemd/system/planted.service
+systemctl daemon-reload; systemctl start planted.service
 mkdir /root/planted && printf %s "$value" > /root/planted/file
 tar -C /root/planted -c . | docker import --change "LABEL v=$value" - planted:latest > /dev/null
+docker volume create --label "v=$value" planted > /dev/null
+docker network create --internal --label "v=$value" planted > /dev/null
 docker create --name planted --network none --env "V=$value" planted:latest true > /dev/null
 sh -c 'while :; do sleep 1000; done' planted "$value" > /dev/null 2>&1 &
 V=$value setpriv --reuid={nobody} --regid={nobody} --clear-groups sleep infinity > /dev/null 2>&1 &
 """.replace("{nobody}", str(NOBODY))
 PLACES = ["file /root/planted-raw", "file /root/planted-base64", "file /root/planted-hex", "file /run/planted"]
-PLACES += ["file /var/lib/containerd", "journal", "unit", "docker container", "docker image", "process /proc/"]
+PLACES += ["file /var/lib/containerd", "journal", "unit", "process /proc/"]
+PLACES += [f"docker {kind}" for kind in ("container", "image", "network", "volume")]
 
 
 @dataclass(frozen=True)
