@@ -35,7 +35,7 @@ CLAIMS: dict[str, Claim] = {
         Claim(
             "D3", "Nothing is shared sideways: no common temporary files, shared memory, queues, sockets or keyrings."
         ),
-        Claim("D4", "A cannot exhaust what B needs: pids, memory, CPU and disk are capped per agent.", to_come=True),
+        Claim("D4", "A cannot exhaust what B needs: pids, memory, CPU and disk are capped per agent."),
         Claim(
             "C1",
             "Every process of a container has the agent's uid, no capability, NoNewPrivs and a seccomp filter.",
@@ -52,7 +52,6 @@ CLAIMS: dict[str, Claim] = {
         Claim(
             "C6",
             "A crashed agent restarts, the others do not notice; a restart of Docker brings back agents and rules.",
-            to_come=True,
         ),
         Claim("S1", "A secret is 0400, owned by its agent, on a tmpfs, and readable by no other agent."),
         Claim("S2", "A secret's value occurs nowhere else."),
@@ -65,7 +64,7 @@ CLAIMS: dict[str, Claim] = {
         Claim("F3", "A reaches on the host only what its spec grants."),
         Claim("F4", "A's way out follows its spec."),
         Claim("F5", "Agents' published ports are reachable on the tailnet interface and on nothing else."),
-        Claim("F6", "There is no moment without rules.", to_come=True),
+        Claim("F6", "There is no moment without rules."),
         Claim("T1", "The speech server answers the official openai client.", to_come=True),
         Claim("T2", "Bad input gets an OpenAI-shaped error, and the server goes on serving.", to_come=True),
         Claim(

@@ -159,6 +159,8 @@ GROUPS = {
     "attacked_network",
     "hijacked_network",
     "restarted",
+    "crashes",
+    "boot",
     "refused",
     "searched",
     "lacking",

@@ -117,3 +117,9 @@ class Machine:
         """Wait for the root shell; its clock and randomness are right from here on."""
         self.shell.hello(timeout)
         self.timings["first_answer"] = time.monotonic() - started
+
+    def power_cycle(self, timeout: float) -> None:
+        """Off and on again, as after a power cut, until the root shell answers (seconds); what was synced is there."""
+        started = time.monotonic()
+        self.process.reset()
+        self.wait_shell(timeout, started=started)

@@ -199,6 +199,15 @@ class Process:
                 raise HarnessError(f"QEMU is {seen!r}, not {status!r}, after {timeout} s")
             time.sleep(0.002)
 
+    def reset(self) -> None:
+        """Reset the machine; what is written to it from here on is for the new one."""
+        self.execute("system_reset")
+        deadline = time.monotonic() + MONITOR_TIMEOUT
+        while all(event["event"] != "RESET" for event in self.qmp.get_events(wait=False)):
+            if time.monotonic() > deadline:
+                raise HarnessError(f"QEMU has not reset the machine after {MONITOR_TIMEOUT} s")
+            time.sleep(0.002)
+
     def console_tail(self) -> str:
         """The last lines of the console, for an error message."""
         try:

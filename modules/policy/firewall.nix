@@ -128,11 +128,23 @@ let
       ];
       claim = "D4: open connections of each agent";
       elements = [ ];
+    }
+    ++ set {
+      name = "openings";
+      type = "ifname";
+      extra = [
+        "size 65535"
+        "flags dynamic,timeout"
+        "timeout 1m"
+      ];
+      claim = "D4: how fast each agent opens connections";
+      elements = [ ];
     };
   refuse = claim: match: rule claim "${match}${if match == "" then "" else " "}goto refuse";
   # Far more than an agent's tools have open; closed ones do not count. For each new connection the kernel may look at all
-  # of an agent's own, so that a limit that is much higher would itself be a way to keep the host busy.
+  # that the agent has: without a limit to both numbers, counting would itself be a way to keep the host busy.
   mostConnections = 1024;
+  mostOpenings = "100/second burst 500 packets";
 
   # ---- F4: where an agent may go
 
@@ -414,6 +426,9 @@ let
     (chain "to_internet" (publicRules "daddr" "goto admitted"))
     (chain "from_internet" (publicRules "saddr" "accept"))
     (chain "admitted" [
+      (refuse "D4: no agent keeps the host busy with new connections"
+        "ct state new update @openings { iifname limit rate over ${mostOpenings} }"
+      )
       (refuse "D4: no agent fills the host's table of connections"
         "ct state new add @connections { iifname ct count over ${toString mostConnections} }"
       )

@@ -9,11 +9,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from harness.guests.canaries import canaries
+from harness.guests.peers import Network
 from harness.lab import Lab
-from harness.plugin import track_machine
+from harness.plugin import track_machine, track_network
 from harness.policy import Agent, AgentSecret, Plan, Secret, evaluate_many
 from harness.probes.attempts import order
 from harness.probes.containers import container_id
+from harness.probes.crashes import Crash, crash_all
+from harness.probes.lifetime import Boot, boot_in_steps
 from harness.secrets import encrypt
 from harness.vm.machine import Machine
 from harness.vm.shell import CommandFailed
@@ -215,3 +218,47 @@ def kept_agents(plan: Plan) -> list[Agent]:
 def identity_of(agents: list[Agent]) -> str:
     """A script that prints uid, gid and files, inode for inode."""
     return IDENTITY.format(users=" ".join(agent.user for agent in agents))
+
+
+CRASHES = "/root/crashes.json"
+
+
+@pytest.fixture(scope="session")
+def crashed_network(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Network]:
+    """A host on which all that runs an agent has crashed, one after the other, and came back; and the world."""
+
+    def crash_and_wait(machine: Machine) -> None:
+        done = crash_all(machine.host, plan.agents, lambda: lab.guest.wait_agents(machine))
+        machine.put(msgspec.json.encode(done), CRASHES)
+
+    stage = lab.stage(plan, crash_and_wait, title="crashing containers, containerd and Docker")
+    with track_network(request.config, lab.network(plan, ["internet"], stage=stage)) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def crashes(crashed_network: Network) -> Mapping[str, Crash]:
+    """What crashed, by name."""
+    text = crashed_network.host.run(["cat", CRASHES]).check().stdout
+    return {each.what: each for each in msgspec.json.decode(text, type=list[Crash])}
+
+
+BOOT = "/root/boot.json"
+
+
+@pytest.fixture(scope="session")
+def booted_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
+    """It was powered off and on; the firewall's table came late, and broken."""
+
+    def boot_and_wait(machine: Machine) -> None:
+        done = boot_in_steps(machine, plan, lambda: lab.guest.wait_agents(machine))
+        machine.put(msgspec.json.encode(done), BOOT)
+
+    stage = lab.stage(plan, boot_and_wait, title="booting without the firewall's table")
+    with track_machine(request.config, lab.fork(stage)) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def boot(booted_machine: Machine) -> Boot:
+    return msgspec.json.decode(booted_machine.run(["cat", BOOT]).check().stdout, type=Boot)

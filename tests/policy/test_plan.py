@@ -136,6 +136,11 @@ def test_the_container_gains_nothing_and_writes_nothing_but_its_state(default: A
     assert container.environment["HOME"] == container.environment["HERMES_HOME"] == container.workdir
 
 
+def test_all_agents_are_in_the_slice(reference: Plan) -> None:
+    for agent in reference.agents.values():
+        assert f"--cgroup-parent={reference.slice.name}" in agent.container.options
+
+
 def test_each_agent_has_a_user_a_group_and_two_directories(reference: Plan) -> None:
     for agent in reference.agents.values():
         user = reference.users[agent.user]

@@ -1,0 +1,102 @@
+"""Kills what runs an agent, and tells who is still the one it was: C6."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from itertools import cycle
+
+import msgspec
+from testinfra.host import Host
+
+from harness.errors import HarnessError
+from harness.policy import Agent
+
+BACK_TIMEOUT = 600.0
+"""Seconds in which what was killed is back: ten times what Docker takes under TCG to bring back three agents."""
+OF_AN_AGENT = {
+    "its first process": "kill -9 $(pgrep -o -u {uid})",
+    "its container's shim": "kill -9 $(ps -o ppid= -p $(pgrep -o -u {uid}))",
+    "its docker run": "kill -9 $(systemctl show --property=MainPID --value {unit}.service)",
+}
+OF_THE_HOST = {
+    "containerd": "kill -9 $(systemctl show --property=MainPID --value containerd.service)",
+    "dockerd": "kill -9 $(systemctl show --property=MainPID --value docker.service)",
+    "a restart of Docker": "systemctl restart docker.service",
+}
+SERVICES = ("containerd", "docker")
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A host at one moment: who runs (pid and time of start, so that a number used again is another), and its rules."""
+
+    running: dict[str, str]
+    rules: list[str]
+
+
+class Crash(msgspec.Struct, frozen=True):
+    """What was killed (of one agent, or of the host), and the host before and after."""
+
+    what: str
+    agent: str | None
+    before: Seen
+    after: Seen
+
+
+# The table, Docker's own rules, and the routing rules, each line for itself: Docker may write its own in another order.
+RULES = """
+nft --stateless --terse list table inet tentaflake
+iptables-save | grep '^-A'
+ip6tables-save | grep '^-A'
+ip -4 rule
+ip -6 rule"""
+
+
+def look(host: Host, agents: Mapping[str, Agent]) -> Seen:
+    """Who runs, and which rules are in force."""
+    rules = host.check_output("sh -c %s", RULES).splitlines()
+    return Seen(who_runs(host, agents), sorted(line.strip() for line in rules if line.strip()))
+
+
+def who_runs(host: Host, agents: Mapping[str, Agent]) -> dict[str, str]:
+    """The first process of each agent and of each of ``SERVICES``; of whoever does not run, an empty text."""
+    pids = {name: f"$(pgrep -o -u {agent.uid})" for name, agent in agents.items()}
+    pids |= {name: f"$(systemctl show --property=MainPID --value {name}.service)" for name in SERVICES}
+    # After the name: a program has one with spaces in brackets, in the field before the others.
+    who = "who() { echo $1: $(sed 's/(.*)/-/' \"/proc/${2:-none}/stat\" 2> /dev/null | cut -d ' ' -f 1,22); }"
+    found = host.check_output("sh -c %s", "\n".join([who, *(f"who {name} {pid}" for name, pid in pids.items())]))
+    return {name: process.strip() for name, _, process in (line.partition(":") for line in found.splitlines())}
+
+
+def crash(host: Host, agents: Mapping[str, Agent], what: str, agent: Agent | None, ready: Callable[[], None]) -> Crash:
+    """Kill it, and wait until all is back; ``ready`` waits until Docker says that the agents run."""
+    before = look(host, agents)
+    if agent:
+        host.check_output(OF_AN_AGENT[what].format(uid=agent.uid, unit=agent.service.name))
+        replaced = [agent.name]
+    else:
+        host.check_output(OF_THE_HOST[what])
+        replaced = ["containerd"] if what == "containerd" else ["docker", *agents]
+    wait_replaced(host, agents, before, replaced)
+    ready()
+    return Crash(what, agent.name if agent else None, before, look(host, agents))
+
+
+def wait_replaced(host: Host, agents: Mapping[str, Agent], before: Seen, names: Iterable[str]) -> None:
+    """Until each of ``names`` runs again, as another process than before."""
+    deadline = time.monotonic() + BACK_TIMEOUT
+    while True:
+        now = who_runs(host, agents)
+        waited = [name for name in names if now[name] in ("", before.running[name])]
+        if not waited:
+            return
+        if time.monotonic() > deadline:
+            journal = host.run("journalctl -n 30 --no-pager -o cat").stdout
+            raise HarnessError(f"not back {BACK_TIMEOUT:.0f} s after the crash: {', '.join(waited)}\n{journal}")
+        time.sleep(1.0)  # each look takes processor time from what it waits for
+
+
+def crash_all(host: Host, agents: Mapping[str, Agent], ready: Callable[[], None]) -> list[Crash]:
+    """One after the other. After containerd's, so that it is seen whether agents' crashes are still noticed."""
+    victims = cycle(agents.values())
+    done = [crash(host, agents, "containerd", None, ready)]
+    done += [crash(host, agents, what, next(victims), ready) for what in ("its container's shim", "its docker run")]
+    return done + [crash(host, agents, what, None, ready) for what in ("dockerd", "a restart of Docker")]

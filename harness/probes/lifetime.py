@@ -1,0 +1,117 @@
+"""A host from power-on to its agents, with a table that comes late or broken; and what agents send meanwhile: F6."""
+
+from collections.abc import Callable
+
+import msgspec
+from testinfra.host import Host
+
+from harness.policy import Agent, Plan
+from harness.probes.attempts import quote
+from harness.probes.containers import main_pid
+from harness.probes.crashes import who_runs
+from harness.probes.programs import wait_until
+from harness.vm.machine import Machine
+
+BOOT_TIMEOUT = 300.0
+"""Seconds; a boot takes 40 under TCG."""
+# The unit that loads the table waits for a word.
+HOLD = """\
+[Service]
+ExecStartPre=/bin/sh -c 'mkfifo /run/hold && read -r word < /run/hold'
+"""
+HOLD_PATH = "/etc/systemd/system/nftables.service.d/hold.conf"
+TABLE_PATH = "/var/lib/tentaflake/current/nftables.nft"
+MEND = f"""
+set -e
+cp /root/mended.nft {TABLE_PATH}
+rm {HOLD_PATH}
+systemctl daemon-reload
+systemctl start tentaflake.target"""
+
+
+class Boot(msgspec.Struct, frozen=True):
+    """Who ran at each point of a boot (``crashes.who_runs``; an empty text is nobody).
+
+    ``held``: all has started that does not wait for the table. ``failed``: it could not be loaded. ``mended``: it
+    could, and the agents were asked for once more.
+    """
+
+    held: dict[str, str]
+    failed: dict[str, str]
+    mended: dict[str, str]
+
+
+def boot_in_steps(machine: Machine, plan: Plan, ready: Callable[[], None]) -> Boot:
+    """Power the machine off and on; the table is held back at first, and then it is broken."""
+    host, agents = machine.host, plan.agents
+    host.check_output("cp %s /root/mended.nft && echo broken >> %s", TABLE_PATH, TABLE_PATH)
+    machine.run("mkdir -p " + HOLD_PATH.rpartition("/")[0]).check()
+    machine.put(HOLD.encode(), HOLD_PATH)
+    machine.run("sync").check()
+    machine.power_cycle(BOOT_TIMEOUT)
+    wait_until("a boot up to the table", lambda: waiting_for(host) == ["nftables.service"], timeout=BOOT_TIMEOUT)
+    held = who_runs(host, agents)
+    machine.run("echo on > /run/hold").check()
+    wait_until("a boot without the table", lambda: waiting_for(host) == [], timeout=BOOT_TIMEOUT)
+    failed = who_runs(host, agents)
+    host.check_output(MEND)
+    ready()
+    return Boot(held, failed, who_runs(host, agents))
+
+
+def waiting_for(host: Host) -> list[str]:
+    """The units that are being started right now; what only waits for them is not listed."""
+    jobs = host.check_output("systemctl list-jobs --no-legend --plain").splitlines()
+    return sorted(job.split()[1] for job in jobs if job.split()[-1] == "running")
+
+
+# Datagrams without an end; says after each thousand how many.
+SENDER = """\
+    import itertools, json, socket
+    sockets = [socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET6)]
+    for number in itertools.count(1):
+        for sender, address in zip(sockets, TARGET):
+            try:
+                sender.sendto(b"x", (address, 4000))
+            except OSError:
+                pass  # refused, which is as well
+        if number % 1000 == 0:
+            print(json.dumps(number), flush=True)
+    """
+# Says how many have come so far, of each family, when one has come.
+RECEIVER = """\
+    import json, select, socket
+    came = [0, 0]
+    sockets = [socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET6)]
+    for receiver, address in zip(sockets, TARGET):
+        receiver.bind((address, 4000))
+    print(json.dumps(came), flush=True)
+    while True:
+        for receiver in select.select(sockets, [], [])[0]:
+            receiver.recv(1)
+            came[sockets.index(receiver)] += 1
+        if sum(came) < 10 or sum(came) % 100 == 0:
+            print(json.dumps(came), flush=True)
+    """
+# Speaks over one connection for as long as it is answered.
+SPEAKER = """\
+    import json, socket, time
+    connection = socket.create_connection(TARGET, 10)
+    while True:
+        connection.settimeout(3)
+        try:
+            connection.sendall(b"x")
+            answered = connection.recv(1000) != b""
+        except OSError:
+            answered = False
+        print(json.dumps(answered), flush=True)
+        if not answered:
+            break
+        time.sleep(0.05)
+    """
+
+
+def give_routes(host: Host, agent: Agent) -> None:
+    """A network without a way out has no route to one. Its agent could not set it, but we try harder than it can."""
+    routes = [f"ip route replace default via {family.gateway}" for family in (agent.network.ipv4, agent.network.ipv6)]
+    host.check_output(f"nsenter --target {main_pid(host, agent)} --net sh -ec {quote('; '.join(routes))}")

@@ -1,0 +1,177 @@
+"""F6: there is no moment without rules, from the boot on and whatever is done to them. See docs/firewall.md."""
+
+import json
+from collections.abc import Iterator, Mapping
+
+import msgspec
+import pytest
+
+from harness.contract import ControlFailed
+from harness.guests import activate
+from harness.guests.peers import Network
+from harness.lab import Lab
+from harness.plugin import track_network
+from harness.policy import Agent, Plan, evaluate_many, reference_plan
+from harness.probes import lifetime
+from harness.probes.attempts import order
+from harness.probes.crashes import Crash
+from harness.probes.lifetime import TABLE_PATH, Boot, give_routes
+from harness.probes.programs import Answers, start_inside, wait_until
+from harness.vm.machine import Machine
+
+claim = pytest.mark.claim
+LIST = "nft --stateless --terse list table inet tentaflake"
+LOAD = f"nft -f {TABLE_PATH}"
+GUARD = "systemctl start tentaflake-guard.service"
+
+
+@claim("F6")
+def test_no_agent_runs_before_the_table_is_loaded(boot: Boot, agents: Mapping[str, Agent]) -> None:
+    """All agents that start by themselves wait; that they run later is the control."""
+    started = [agent.name for agent in agents.values() if agent.auto_start]
+    assert [boot.held[name] for name in started] == [""] * len(started)
+    assert all(boot.mended[name] for name in started)
+
+
+@claim("F6")
+def test_no_agent_runs_when_the_table_cannot_be_loaded(boot: Boot, agents: Mapping[str, Agent]) -> None:
+    assert boot.failed["docker"]  # the control: Docker does, so a container could
+    assert [name for name in agents if boot.failed[name]] == []
+
+
+@claim("F6")
+def test_the_journal_has_the_table_before_every_container(booted_machine: Machine, boot: Boot) -> None:
+    query = "journalctl --boot --output=json --output-fields=UNIT,MESSAGE,JOB_RESULT _PID=1"
+    entries = [json.loads(line) for line in booted_machine.host.check_output(query).splitlines()]
+    at = [(int(e["__MONOTONIC_TIMESTAMP"]), e.get("UNIT", ""), e.get("JOB_RESULT")) for e in entries]
+    loaded = [time for time, unit, result in at if unit == "nftables.service" and result == "done"]
+    containers = [
+        time for time, unit, result in at if unit.startswith("docker-") and unit.endswith(".scope") and result
+    ]
+    assert containers
+    assert min(loaded) < min(containers)
+
+
+@claim("F6")
+def test_the_table_outlives_a_restart_of_docker(crashes: Mapping[str, Crash]) -> None:
+    before, after = crashes["a restart of Docker"].before, crashes["a restart of Docker"].after
+    assert before.running["docker"] != after.running["docker"]
+    assert [rule for rule in before.rules if rule not in after.rules] == []
+
+
+@claim("F6")
+def test_a_broken_file_changes_nothing(machine: Machine) -> None:
+    """Not even what is right in it; the control is the same file without its last line."""
+    host = machine.host
+    before = host.check_output(LIST)
+    changed = f"cp {TABLE_PATH} /run/new.nft && echo 'add chain inet tentaflake added' >> /run/new.nft"
+    host.check_output(f"{changed} && (cat /run/new.nft; echo broken) > /run/broken.nft")
+    assert host.run("nft -f /run/broken.nft").rc != 0
+    assert host.check_output(LIST) == before
+    host.check_output("nft -f /run/new.nft")
+    assert host.check_output(LIST) != before
+
+
+@pytest.fixture
+def crossfire(machine: Machine, agents: Mapping[str, Agent]) -> tuple[Answers, Answers]:
+    """The first agent sends to the second without an end: what was sent, and what came."""
+    if len(agents) < 2:
+        raise ControlFailed("there is nobody to attack: the host has one agent only")
+    first, second = list(agents.values())[:2]
+    for agent in (first, second):
+        give_routes(machine.host, agent)
+    target = (second.network.ipv4.address, second.network.ipv6.address)
+    came = start_inside(machine, second, lifetime.RECEIVER, TARGET=target)
+    wait_until("a receiver", lambda: came() != [])
+    sent = start_inside(machine, first, lifetime.SENDER, TARGET=target)
+    wait_until("a sender", lambda: sent() != [])
+    return sent, came
+
+
+def try_again(sent: Answers) -> None:
+    """Until all has been tried anew a thousand times."""
+    before = sent()[-1]
+    wait_until("a thousand datagrams more", lambda: sent()[-1] >= before + 2000)
+
+
+REMOVE_ROUTING = "ip -4 rule del priority 4701 && ip -6 rule del priority 4701"
+
+
+@claim("F6")
+def test_without_any_rule_agents_do_not_reach_each_other_until_the_guard_loads_the_table(
+    machine: Machine, crossfire: tuple[Answers, Answers]
+) -> None:
+    """The controls: without the routing rules they do, and with the table alone they do not."""
+    host, (sent, came) = machine.host, crossfire
+    host.check_output("nft flush ruleset")
+    try_again(sent)
+    assert came() == [[0, 0]]
+    host.check_output(REMOVE_ROUTING)
+    wait_until("an agent that reaches another", lambda: min(came()[-1]) > 0)
+    host.check_output(GUARD)
+    try_again(sent)  # what was on its way has come
+    before = came()[-1]
+    try_again(sent)
+    assert came()[-1] == before
+
+
+@claim("F6")
+def test_nothing_gets_through_while_the_table_is_loaded_again(
+    machine: Machine, crossfire: tuple[Answers, Answers]
+) -> None:
+    """Twenty times, with nothing else that would refuse it; the control is what comes without the table."""
+    host, (sent, came) = machine.host, crossfire
+    host.check_output(f"nft flush ruleset && {LOAD} && {REMOVE_ROUTING}")
+    before = sent()[-1]
+    host.check_output(f"for i in $(seq 20); do {LOAD} || exit; done")
+    assert sent()[-1] > before
+    assert came() == [[0, 0]]
+    host.check_output("nft delete table inet tentaflake")
+    wait_until("an agent that reaches another", lambda: min(came()[-1]) > 0)
+
+
+@pytest.fixture(scope="session")
+def open_plan(lab: Lab, plan: Plan) -> Plan:
+    """The plan under test if an agent of it is on the internet, else the reference host's."""
+    online = any(agent.egress == "internet" for agent in plan.agents.values())
+    return plan if online else lab.adapt(reference_plan())
+
+
+@pytest.fixture
+def open_network(request: pytest.FixtureRequest, lab: Lab, open_plan: Plan) -> Iterator[Network]:
+    with track_network(request.config, lab.network(open_plan, ["internet"])) as made:
+        yield made
+
+
+@pytest.fixture
+def online(open_plan: Plan) -> Agent:
+    return next(agent for agent in open_plan.agents.values() if agent.egress == "internet")
+
+
+@claim("F6")
+def test_a_flushed_table_lets_nothing_out_until_the_guard_loads_it(open_network: Network, online: Agent) -> None:
+    host, token = open_network.host.host, open_network.internet.token
+    fetch = "busybox wget -q -T 5 -O - http://9.9.9.9/"
+    assert token in order(host, online, fetch)
+    host.check_output("nft flush table inet tentaflake")
+    assert token not in order(host, online, fetch)
+    host.check_output(GUARD)
+    assert token in order(host, online, fetch)
+
+
+@claim("F6")
+def test_an_open_connection_ends_with_the_grant_that_it_had(
+    open_network: Network, open_plan: Plan, online: Agent
+) -> None:
+    """Reloading the same table is the control: the connection goes on."""
+    host = open_network.host
+    answered = start_inside(host, online, lifetime.SPEAKER, TARGET=("9.9.9.9", 80))
+    wait_until("an open connection", lambda: len(answered()) > 1)
+    host.run(LOAD).check()
+    before = len(answered())
+    wait_until("an answer", lambda: len(answered()) > before + 1)
+    assert all(answered())
+    without = evaluate_many([[{"name": agent.name, "uid": agent.uid} for agent in open_plan.agents.values()]])[0]
+    assert isinstance(without, Plan)
+    host.run(["nft", "-f", "-"], stdin=activate.firewall(msgspec.to_builtins(without)).encode()).check()
+    wait_until("a last word", lambda: not answered()[-1])

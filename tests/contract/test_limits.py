@@ -1,0 +1,234 @@
+"""D4: an agent that takes all it can get takes nothing that a neighbour or the host needs."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import pytest
+
+from harness.contract import ControlFailed
+from harness.lab import Lab
+from harness.plugin import track_machine
+from harness.policy import Agent, Plan, reference_plan
+from harness.probes import exhaustion
+from harness.probes.attempts import Attacker, order, quote
+from harness.probes.exhaustion import Health, background, measure, order_when_full
+from harness.probes.programs import Answers, cgroup, counters, start_inside, wait_until
+from harness.vm.machine import Machine
+
+claim = pytest.mark.claim
+
+PATIENCE = 15.0
+"""Seconds in which the others are served: a hundred times what it takes by itself, for a host under emulation and load.
+An attack that a limit does not stop makes it a minute, or for ever."""
+RESERVE = 64 << 20
+"""Bytes of memory that the host has left whatever the agents do."""
+MOST_CONNECTIONS = 1024
+
+
+def check_health(health: Health) -> None:
+    for name in ("neighbour", "host", "network"):
+        assert getattr(health, name) < PATIENCE, f"{name} was served after {health}"
+    assert health.available > RESERVE
+
+
+@pytest.fixture
+def neighbour(agents: Mapping[str, Agent]) -> Agent:
+    """Who needs what the others take."""
+    return list(agents.values())[-1]
+
+
+@pytest.fixture
+def attackers(agents: Mapping[str, Agent]) -> list[Agent]:
+    """All others, at once."""
+    if len(agents) < 2:
+        raise ControlFailed("there is nobody to attack: the host has one agent only")
+    return list(agents.values())[:-1]
+
+
+def has_happened(machine: Machine, place: str, file: str, event: str) -> bool:
+    return counters(machine, place, file)[event] > 0
+
+
+def has_printed(answers: Answers, lines: int) -> bool:
+    return len(answers()) >= lines
+
+
+def count_tasks(machine: Machine) -> int:
+    return int(machine.host.check_output("cut -d / -f 2 /proc/loadavg").split()[0])
+
+
+@claim("D4")
+def test_a_fork_bomb_on_all_processors_leaves_the_others_theirs(
+    machine: Machine, attackers: list[Agent], neighbour: Agent
+) -> None:
+    check_health(measure(machine, neighbour))
+    places = {agent.name: cgroup(machine, agent) for agent in attackers}
+    tasks = count_tasks(machine)
+    for agent in attackers:
+        order(machine.host, agent, background(exhaustion.BOMB))
+    for place in places.values():
+        wait_until("processes", partial(has_happened, machine, place, "pids.events", "max"))
+    before = {name: counters(machine, place, "cpu.stat")["usage_usec"] for name, place in places.items()}
+    started = time.monotonic()
+    check_health(measure(machine, neighbour))
+    assert count_tasks(machine) < tasks + sum(agent.limits.pids for agent in attackers) + 50
+    for agent in attackers:
+        used = (counters(machine, places[agent.name], "cpu.stat")["usage_usec"] - before[agent.name]) / 1e6
+        rate = used / (time.monotonic() - started)
+        assert 0.05 < rate < agent.limits.cpus * 1.15, f"{agent.name} had {rate:.2f} processors"
+
+
+@claim("D4")
+def test_full_memory_and_temporary_files_leave_the_others_theirs(
+    machine: Machine, attackers: list[Agent], neighbour: Agent
+) -> None:
+    check_health(measure(machine, neighbour))
+    for agent in attackers:
+        assert order(machine.host, agent, exhaustion.FILL).count("No space left") == 2, agent.name
+    check_health(measure(machine, neighbour))
+    for agent in attackers:
+        start_inside(machine, agent, exhaustion.HOG)
+    seen = []
+    for agent in attackers:
+        place = cgroup(machine, agent)
+        killed = partial(has_happened, machine, place, "memory.events", "oom_kill")
+        wait_until("memory", killed, lambda: seen.append(measure(machine, neighbour)))
+    assert order(machine.host, neighbour, "head -c 16m /dev/zero | tail -c 16m | wc -c") == str(16 << 20)
+    for health in [*seen, measure(machine, neighbour)]:
+        check_health(health)
+
+
+@claim("D4")
+def test_no_descriptor_and_no_watch_is_taken_from_the_others(
+    machine: Machine, attackers: list[Agent], neighbour: Agent
+) -> None:
+    # The kernel's default follows from its memory, and takes long to reach. That the limit is each user's own does not.
+    machine.run("echo 2000 > /proc/sys/fs/inotify/max_user_watches").check()
+    held = {agent.name: start_inside(machine, agent, exhaustion.HANDLES, MOST=1_000_000) for agent in attackers}
+    for name, answers in held.items():
+        wait_until(f"handles of {name}", partial(has_printed, answers, 3))
+        refused = {what: reason for what, _, reason in answers()}
+        assert refused == {"instances": "EMFILE", "watches": "ENOSPC", "descriptors": "EMFILE"}, name
+    check_health(measure(machine, neighbour))
+    own = start_inside(machine, neighbour, exhaustion.HANDLES, MOST=100)
+    wait_until("handles of the neighbour", partial(has_printed, own, 3))
+    assert own() == [["instances", 100, ""], ["watches", 100, ""], ["descriptors", 100, ""]]
+
+
+def refused_packets(machine: Machine) -> dict[str, int]:
+    """By bridge, since the table was loaded."""
+    listing = json.loads(machine.host.check_output("nft -j list set inet tentaflake refused"))
+    [found] = [entry["set"] for entry in listing["nftables"] if "set" in entry]
+    elements = [element["elem"] for element in found["elem"]]
+    return {element["val"]: element["counter"]["packets"] for element in elements}
+
+
+def count_flows(machine: Machine) -> int:
+    return int(machine.host.check_output("cat /proc/sys/net/netfilter/nf_conntrack_count"))
+
+
+@claim("D4")
+def test_a_flood_leaves_the_others_their_network(machine: Machine, attackers: list[Agent], neighbour: Agent) -> None:
+    """The controls: who is granted anything has all the connections that it may, and each was refused the rest."""
+    check_health(measure(machine, neighbour))
+    flows = count_flows(machine)
+    printed = {}
+    for agent in attackers:
+        forbidden = [neighbour.network.ipv4.address, agent.network.ipv4.gateway]
+        granted = ["9.9.9.8", "9.9.9.9"] if agent.egress == "internet" else []
+        printed[agent.name] = start_inside(machine, agent, exhaustion.FLOOD, TARGETS=[*granted, *forbidden])
+    seen = []
+    for name, answers in printed.items():
+        wait_until(
+            f"flood of {name}",
+            partial(has_printed, answers, 1),
+            lambda: seen.append(measure(machine, neighbour)),
+        )
+    for health in [*seen, measure(machine, neighbour)]:
+        check_health(health)
+    on_internet = sum(agent.egress == "internet" for agent in attackers)
+    assert on_internet * MOST_CONNECTIONS * 0.9 < count_flows(machine) - flows < on_internet * MOST_CONNECTIONS + 200
+    refused = refused_packets(machine)
+    assert all(refused[agent.network.bridge] > 4_000 for agent in attackers), refused
+
+
+@pytest.fixture
+def quota_machine(request: pytest.FixtureRequest, lab: Lab, quota_plan: Plan) -> Iterator[Machine]:
+    with track_machine(request.config, lab.machine(quota_plan)) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def quota_plan(lab: Lab, plan: Plan) -> Plan:
+    """The plan under test if an agent of it has a quota, else the reference host's."""
+    limited = any(agent.limits.disk for agent in plan.agents.values())
+    return plan if limited else lab.adapt(reference_plan())
+
+
+# Blocks up to and past the quota: by far the most at once, the rest by writing; then what a new file would take.
+OVERFILL = """
+cd {state} && fallocate -l {most} full && dd if=/dev/zero of=over bs=1M count=16 2>&1 | grep -o 'Disk quota exceeded'
+(true > empty; echo x > empty) 2> /dev/null; [ -s empty ] || echo not even a byte"""
+# All that the file system offers to have a file without paying for it. What succeeds is said; nothing may.
+ESCAPES = """
+cd {state}
+sparse() {{ truncate -s 1G sparse && dd if=/dev/zero of=sparse bs=1M count=8 conv=notrunc; }}
+given() {{ chown {other} full && dd if=/dev/zero of=more bs=1M count=8; }}
+regrouped() {{ chgrp {other} full && dd if=/dev/zero of=more bs=1M count=8; }}
+linked() {{ ln full twice && dd if=/dev/zero of=twice bs=1M count=8 conv=notrunc oflag=append; }}
+unlinked() {{ exec 7> gone && rm gone && dd if=/dev/zero bs=1M count=8 >&7; }}
+project() {{ chattr -p 4711 . && dd if=/dev/zero of=more bs=1M count=8; }}
+elsewhere() {{ dd if=/dev/zero of=/var/tmp/more bs=1M count=8 || dd if=/dev/zero of=/root/more bs=1M count=8; }}
+for way in sparse given regrouped linked unlinked project elsewhere; do
+  ( $way ) > /dev/null 2>&1 && echo $way
+done
+echo tried"""
+
+
+def used_blocks(machine: Machine, agent: Agent) -> int:
+    """Bytes that the user's files take on the file system, as the kernel counts them for the quota."""
+    listing = machine.host.check_output("repquota --no-names --raw-grace --verbose --user / 2> /dev/null")
+    [line] = [line.split() for line in listing.splitlines() if line.startswith(f"#{agent.uid} ")]
+    return int(line[2]) << 10
+
+
+@claim("D4")
+def test_no_agent_has_more_of_the_disk_than_its_quota(quota_machine: Machine, quota_plan: Plan) -> None:
+    machine, agents = quota_machine, list(quota_plan.agents.values())
+    for agent in agents:
+        if not agent.limits.disk:
+            continue
+        other = next(each for each in agents if each is not agent).uid
+        words = {"state": quote(agent.state_dir), "most": agent.limits.disk - (4 << 20), "other": other}
+        said = order_when_full(machine.host, agent, OVERFILL.format(**words))
+        assert said.splitlines() == ["Disk quota exceeded", "not even a byte"], f"{agent.name}: {said}"
+        assert order_when_full(machine.host, agent, ESCAPES.format(**words)) == "tried", agent.name
+        as_user = Attacker("uid", agent)
+        machine.put(
+            b"dd if=/dev/zero of=/var/tmp/more bs=1M count=8 2>&1 | grep -o 'Disk quota exceeded'", "/run/more.sh"
+        )
+        assert machine.run(as_user.command("/run/more.sh")).text == "Disk quota exceeded\n"
+        assert agent.limits.disk - (1 << 20) < used_blocks(machine, agent) <= agent.limits.disk
+    for agent in agents:
+        if not agent.limits.disk:
+            wrote = order(
+                machine.host, agent, f"cd {quote(agent.state_dir)} && head -c 8m /dev/zero > more && wc -c < more"
+            )
+            assert wrote == str(8 << 20), agent.name
+    machine.run("head -c 8M /dev/zero > /root/more && sync /root/more").check()
+
+
+@claim("D4")
+def test_no_agent_has_more_files_than_its_quota(quota_machine: Machine, quota_plan: Plan) -> None:
+    """The control is that it may have some, and a neighbour more."""
+    limited = [agent for agent in quota_plan.agents.values() if agent.limits.disk]
+    agent = min(limited, key=lambda agent: agent.limits.disk or 0)
+    most = max((agent.limits.disk or 0) >> 14, 1024)
+    many = f"mkdir {quote(agent.state_dir)}/many; cd {quote(agent.state_dir)}/many; i=0; "
+    many += f"while [ $i -lt {most} ] && true > $i; do i=$((i + 1)); done 2> /dev/null; ls | wc -l"
+    had = int(order_when_full(quota_machine.host, agent, many))
+    assert most * 0.9 < had < most
+    other = next(each for each in quota_plan.agents.values() if each is not agent)
+    assert order(quota_machine.host, other, ": > one-more && echo made") == "made"
