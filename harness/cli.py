@@ -24,7 +24,6 @@ from harness.errors import HarnessError
 from harness.lab import Lab, Settings, settings
 from harness.plugin import REPOSITORY, hijack_stage, ssh_command
 from harness.policy import Plan, evaluate_flake, reference_plan
-from harness.probes.hijacked import hijacked_plan
 from harness.progress import step
 from harness.report import EXIT_UNTRIED, Collector, Verdict, print_verdict
 
@@ -120,7 +119,7 @@ def verify(
     adapted = lab.adapt(plan)
     lab.activated(adapted)
     if hijack:
-        hijack_stage(lab, lab.adapt(hijacked_plan(plan), "hermes"))
+        hijack_stage(lab, plan)
     prepared = time.monotonic()
     options = {"guest": guest, "accel": accel, "cache": cache, "agents": agents and agents.absolute(), "flake": flake}
     arguments = [f"--vm-{name}={value}" for name, value in options.items() if value is not None]

@@ -36,7 +36,7 @@ from harness.guests.peers import STATIONS, Network, Peer
 from harness.lab import GUESTS, Lab, Settings, check_choice
 from harness.policy import Agent, Plan, evaluate_flake, reference_plan
 from harness.probes.attempts import Outcome, attackers, run_attempts
-from harness.probes.hijacked import hijacked_plan, run_hijack, stage_builder
+from harness.probes.hijacked import hijacked_plan, idle, run_hijack, stage_builder
 from harness.probes.network import run_network, scene_builder, scene_content
 from harness.probes.sharing import run_sharing
 from harness.probes.stage import set_stage
@@ -287,13 +287,13 @@ def network_outcomes(request: pytest.FixtureRequest, all_network_outcomes: list[
 @pytest.fixture(scope="session")
 def hijacked_network(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Network]:
     """The machines on which agents are hijacked: those of the plan, in the Hermes image, with a scripted model."""
-    adapted = lab.adapt(hijacked_plan(plan), "hermes")
-    with track_network(request.config, lab.network(adapted, stage=hijack_stage(lab, adapted))) as made:
+    with track_network(request.config, lab.network(plan, stage=hijack_stage(lab, plan))) as made:
         yield made
 
 
-def hijack_stage(lab: Lab, adapted: Plan) -> Template:
-    """The host of hijacked agents; ``adapted`` is their plan (see ``harness.probes.hijacked``)."""
+def hijack_stage(lab: Lab, plan: Plan) -> Template:
+    """The host of ``plan`` with its agents ready to be hijacked; see ``harness.probes.hijacked``."""
+    adapted = idle(lab.adapt(hijacked_plan(plan), "hermes"))
     return lab.stage(adapted, stage_builder(adapted), title="preparing to hijack the agents", **scene_content())
 
 

@@ -53,8 +53,8 @@ MASKED_GENERATORS = [
 PROBE_IMAGE = "usr/lib/tentaflake/probe.tar"
 ARCHIVE = "/var/tmp/image.tar.gz"
 PIECE = 4 << 20
-LOAD_TIMEOUT = 600.0
-"""Seconds to unpack and hash an image; five times what the Hermes image takes under TCG."""
+LOAD_TIMEOUT = 1800.0
+"""Seconds to unpack and hash an image; ten times what the Hermes image takes under TCG on two cores of its own."""
 
 
 def _network(interface: str, *addresses: str, gateways: Sequence[str] = ()) -> str:
