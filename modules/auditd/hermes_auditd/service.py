@@ -1,0 +1,33 @@
+"""What systemd and whoever watches the service are told."""
+
+import os
+import socket
+import sys
+
+WARNING, NOTICE, INFO = 4, 5, 6
+
+
+def log(priority: int, text: str) -> None:
+    """One line for the journal; the prefix gives it its priority (sd-daemon(3))."""
+    print(f"<{priority}>{' '.join(text.splitlines())}", file=sys.stderr, flush=True)
+
+
+def notify(*assignments: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing without systemd."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.sendto("\n".join(assignments).encode(), "\0" + address[1:] if address[0] == "@" else address)
+
+
+def write_metrics(path: str, metrics: dict[str, dict[str, float]]) -> None:
+    """Replace the file: for each metric its values by agent, in Prometheus' text format."""
+    lines = []
+    for name, values in metrics.items():
+        lines.append(f"# TYPE hermes_auditd_{name} {'counter' if name.endswith('_total') else 'gauge'}")
+        for agent, value in values.items():
+            label = '{agent="' + agent.replace("\\", "\\\\").replace('"', '\\"') + '"}' if agent else ""
+            lines.append(f"hermes_auditd_{name}{label} {value:g}" if value % 1 else f"hermes_auditd_{name}{label} {value:.0f}")
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    os.replace(path + ".new", path)
