@@ -24,7 +24,7 @@ class Event(NamedTuple):
     old_path: str | None = None
     first: int | None = None
     """If it stands for several acts or a span of time: when that began."""
-    count: int = 1
+    count: int = 1  # type: ignore[assignment] # a field, and not the method of tuples
     size: int | None = None
     mode: int | None = None
     uid: int | None = None
@@ -36,5 +36,5 @@ COLUMNS = ("id", *Event._fields)
 
 
 def digest(previous: bytes, number: int, event: Event) -> bytes:
-    """SHA-256 over the hash of the agent's row before this one and the row as a JSON array in the order of `COLUMNS`."""
+    """SHA-256 over the hash of the agent's row before this one and this row, a JSON array in the order of `COLUMNS`."""
     return hashlib.sha256(previous + _encode((number, *event)).encode()).digest()

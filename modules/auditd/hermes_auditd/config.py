@@ -52,7 +52,13 @@ class Config:
     """How often, while an agent has more directories than it may have watches."""
 
 
-_HOST = {"database": str, "metrics": (str, type(None)), "coalesceMs": int, "rescanMinutes": int, "unwatchedSeconds": int}
+_HOST = {
+    "database": str,
+    "metrics": (str, type(None)),
+    "coalesceMs": int,
+    "rescanMinutes": int,
+    "unwatchedSeconds": int,
+}
 _LIMITS = {"maxBytes": int, "maxAgeDays": int, "maxWatches": int, "exclude": list}
 _AGENT = {"agent": str, "path": str, "uid": int}
 _LEAST = {"maxBytes": 1024 * 1024, "maxAgeDays": 1, "maxWatches": 1, "coalesceMs": 1, "unwatchedSeconds": 1}
@@ -65,7 +71,9 @@ def load(path: str) -> Config:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
     except (OSError, ValueError) as error:
-        raise AuditError(f"the settings cannot be read from {path}: {error}", "name a JSON file with --config") from None
+        raise AuditError(
+            f"the settings cannot be read from {path}: {error}", "name a JSON file with --config"
+        ) from None
     return parse(data)
 
 
@@ -88,7 +96,7 @@ def _agent(number: int, entry: Any, common: dict[str, Any]) -> Agent:
     name, path, uid = entry["agent"], entry["path"], entry["uid"]
     if not name or not name.isprintable():
         raise AuditError(f"{where}.agent is {name!r}, and must be a printable name", "use the agent's name in the plan")
-    if not os.path.isabs(path) or os.path.normpath(path) != path or "\0" in path:
+    if not path.startswith("/") or os.path.normpath(path) != path or "\0" in path:
         raise AuditError(f"{where}.path is {path!r}, and must be an absolute path without . or ..", "write it out")
     return Agent(name, path, uid, Limits(**(common | _limits(entry))))
 

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from hermes_auditd import service
 from hermes_auditd.chain import Event
@@ -261,7 +262,7 @@ def lock(database: str) -> int:
     """Make sure that no other daemon writes this record; the lock lasts as long as the file descriptor."""
     path = database + ".lock"
     try:
-        os.makedirs(os.path.dirname(database), exist_ok=True)
+        Path(database).parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise AuditError(f"{path} cannot be made: {error.strerror}", "see that the directory can be written") from None

@@ -98,9 +98,9 @@ class Mirror:
     ) -> None:
         """Add a row; ``seen`` is the file as it is now."""
         self.counters[kind] += 1
-        size, mode, uid, gid = (
-            (None, None, None, None) if seen is None else (seen.st_size, seen.st_mode & 0o7777, seen.st_uid, seen.st_gid)
-        )
+        size = mode = uid = gid = None
+        if seen is not None:
+            size, mode, uid, gid = seen.st_size, seen.st_mode & 0o7777, seen.st_uid, seen.st_gid
         self.record.add(
             Event(self.id, self.now, kind, path, origin, old_path, first, count, size, mode, uid, gid, detail)
         )
@@ -121,13 +121,24 @@ class Mirror:
         seen = self.tree.look(writes.directory, writes.name)
         if seen is not None:
             key = writes.directory.number, writes.name
-            known = self.record.known(key)
-            self.remember(key, _with_mode_of(known, Known.of(seen, known.number if known else None)))
+            known = self.known(key, writes.path, seen)
+            self.remember(key, _with_mode_of(known, Known.of(seen, known.number)))
         self.counters["write"] += 1
         first, size = writes.first if writes.count > 1 else None, seen.st_size if seen else None
-        self.record.add(
-            Event(self.id, writes.last, "write", writes.path, first=first, count=writes.count, size=size)
-        )
+        self.record.add(Event(self.id, writes.last, "write", writes.path, first=first, count=writes.count, size=size))
+
+    def known(self, key: Key, path: str, seen: os.stat_result) -> Known:
+        """What was known of a file that has changed.
+
+        One that nothing is known of was made before its directory was watched, and the look into that is still to come.
+        """
+        known = self.record.known(key)
+        if known is None:
+            known = Known.of(seen)
+            if "entries" not in self.limited:
+                self.tell("create", path, seen, origin="scan")
+                self.note_told(key, APPEARED)
+        return known
 
     def excludes(self, directory: Directory, name: bytes) -> bool:
         limits, root = self.agent.limits, self.tree.root

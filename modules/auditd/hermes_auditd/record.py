@@ -10,8 +10,9 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hermes_auditd.chain import COLUMNS, START, Event, digest
 from hermes_auditd.errors import AuditError
@@ -54,6 +55,7 @@ BUSY_MS = 200
 _INSERT = f"INSERT INTO event ({', '.join(COLUMNS)}, hash) VALUES ({', '.join('?' * (len(COLUMNS) + 1))})"
 _COST = f"{ROW_COST} + length(path) + length(coalesce(old_path, '')) + length(coalesce(detail, ''))"
 _KNOWN = "number, inode, size, mode, uid, gid, mtime, ctime"
+_REMEMBER = f"INSERT OR REPLACE INTO entry (parent, name, agent, {_KNOWN}) VALUES ({', '.join('?' * 11)})"
 
 Key = tuple[int, bytes]
 """The number of a directory, and a name in it."""
@@ -74,9 +76,8 @@ class Known(NamedTuple):
 
     @classmethod
     def of(cls, seen: os.stat_result, number: int | None = None) -> "Known":
-        return cls(
-            number, seen.st_ino, seen.st_size, seen.st_mode, seen.st_uid, seen.st_gid, seen.st_mtime_ns, seen.st_ctime_ns
-        )
+        times = seen.st_mtime_ns, seen.st_ctime_ns
+        return cls(number, seen.st_ino, seen.st_size, seen.st_mode, seen.st_uid, seen.st_gid, *times)
 
     @property
     def is_directory(self) -> bool:
@@ -131,8 +132,8 @@ def set_aside(path: str, label: str) -> str:
     """Keep a corrupt database under another name, with its log; returns that name."""
     aside = f"{path}.corrupt-{label}"
     for suffix in ("", "-wal", "-shm"):
-        if os.path.exists(path + suffix):
-            os.rename(path + suffix, aside + suffix)
+        with suppress(FileNotFoundError):
+            Path(path + suffix).rename(aside + suffix)
     return aside
 
 
@@ -156,10 +157,9 @@ class Record:
             "INSERT OR IGNORE INTO agent (id, name, path, root, head_hash, pruned_hash) VALUES (?, '', '', 0, ?, ?)",
             (HOST, START, START),
         )
-        [self._last] = execute("SELECT coalesce(max(head_id), 0) FROM agent").fetchone()
-        [self._number] = execute(
-            "SELECT max((SELECT coalesce(max(number), 0) FROM entry), (SELECT max(root) FROM agent))"
-        ).fetchone()
+        self._last: int = execute("SELECT coalesce(max(head_id), 0) FROM agent").fetchone()[0]
+        highest = "SELECT max((SELECT coalesce(max(number), 0) FROM entry), (SELECT max(root) FROM agent))"
+        self._number: int = execute(highest).fetchone()[0]
         self._heads = {agent: Head(*head) for agent, *head in execute("SELECT id, head_id, head_hash FROM agent")}
         self._bytes: dict[int, int] = dict(execute("SELECT id, bytes FROM agent").fetchall())
         self._jumps: list[tuple[int, int]] = execute("SELECT id, nanoseconds FROM clock_jump ORDER BY id").fetchall()
@@ -259,11 +259,11 @@ class Record:
         self._events, self._entries = [], {}
         return len(rows)
 
-    def _chained(self) -> tuple[list[tuple[int | str | bytes | None, ...]], dict[int, Head], dict[int, tuple[int, int]]]:
+    def _chained(self) -> tuple[list[tuple[Any, ...]], dict[int, Head], dict[int, tuple[int, int]]]:
         """The rows that wait, with ids and hashes; each agent's last one; each agent's number of rows and bytes."""
         heads: dict[int, Head] = {}
         costs: dict[int, tuple[int, int]] = {}
-        rows = []
+        rows: list[tuple[Any, ...]] = []
         for number, event in enumerate(self._events, self._last + 1):
             agent = event.agent
             previous = heads.get(agent) or self._heads[agent]
@@ -286,9 +286,7 @@ class Record:
                     here.append((parent, name, agent, *known))
         # A directory's number is unique: where one was moved, its former entry goes first.
         self._connection.executemany("DELETE FROM entry WHERE parent = ? AND name = ?", gone)
-        self._connection.executemany(
-            f"INSERT OR REPLACE INTO entry (parent, name, agent, {_KNOWN}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", here
-        )
+        self._connection.executemany(_REMEMBER, here)
 
     def drop(self) -> int:
         """Give up all that waits; returns the number of events. What is known is then what the database knows."""
@@ -339,7 +337,9 @@ class Record:
         """Whether anything may be known in a directory."""
         if parent in self._entries:
             return True
-        return self._connection.execute("SELECT 1 FROM entry WHERE parent = ? LIMIT 1", (parent,)).fetchone() is not None
+        return (
+            self._connection.execute("SELECT 1 FROM entry WHERE parent = ? LIMIT 1", (parent,)).fetchone() is not None
+        )
 
     def remember(self, agent: int, key: Key, known: Known) -> bool:
         """What is there now. False, and not remembered, if the agent has as many entries as its share allows."""
@@ -431,11 +431,13 @@ def open_record(path: str, label: str) -> tuple[Record, str | None]:
         aside = set_aside(path, label)
         return Record(path), aside
     except (OSError, sqlite3.Error) as error:
-        raise AuditError(f"the record {path} cannot be opened: {error}", "see that its directory can be written") from None
+        raise AuditError(
+            f"the record {path} cannot be opened: {error}", "see that its directory can be written"
+        ) from None
 
 
 def _checked(path: str) -> Record:
-    untidy = os.path.exists(path + "-wal")  # the last to close a database in order removes its log
+    untidy = Path(path + "-wal").exists()  # the last to close a database in order removes its log
     record = Record(path)
     try:
         if untidy:

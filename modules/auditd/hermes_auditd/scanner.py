@@ -113,7 +113,7 @@ class Scanner:
     def _look(self, directory: Directory, look: Look) -> Steps:
         """Compare what is in a directory with what is known of it."""
         try:
-            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._mirror.tree.descriptor(directory))
+            fd = self._mirror.tree.open_again(directory)
         except (OSError, Unreachable):
             return  # it is gone or elsewhere, and notifications will tell
         try:
@@ -161,7 +161,7 @@ class Scanner:
     def _compare_directory(
         self, directory: Directory, name: bytes, known: Known | None, seen: os.stat_result, look: Look
     ) -> bool:
-        """The same for a directory. False if there is none to be opened, or it is mounted here and at home elsewhere."""
+        """The same for a directory. False if it cannot be opened, or is mounted here and at home elsewhere."""
         key = directory.number, name
         if _is_another(known, seen):
             self._tell_vanished(directory, name, look)

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from pathlib import Path
 
 WARNING, NOTICE, INFO = 4, 5, 6
 
@@ -27,7 +28,8 @@ def write_metrics(path: str, metrics: dict[str, dict[str, float]]) -> None:
         lines.append(f"# TYPE hermes_auditd_{name} {'counter' if name.endswith('_total') else 'gauge'}")
         for agent, value in values.items():
             label = '{agent="' + agent.replace("\\", "\\\\").replace('"', '\\"') + '"}' if agent else ""
-            lines.append(f"hermes_auditd_{name}{label} {value:g}" if value % 1 else f"hermes_auditd_{name}{label} {value:.0f}")
+            number = f"{value:.6f}".rstrip("0").rstrip(".")
+            lines.append(f"hermes_auditd_{name}{label} {number}")
     with open(path + ".new", "w", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
-    os.replace(path + ".new", path)
+    Path(path + ".new").replace(path)

@@ -122,6 +122,10 @@ class Tree:
         """A directory that may not be known yet; the caller closes it. Raises `OSError` or `Unreachable`."""
         return os.open(name, _OPEN_BELOW, dir_fd=self.descriptor(directory))
 
+    def open_again(self, directory: Directory) -> int:
+        """A directory to be read from its beginning; the caller closes it. Raises `OSError` or `Unreachable`."""
+        return os.open(b".", _OPEN_BELOW, dir_fd=self.descriptor(directory))
+
     def look(self, directory: Directory, name: bytes) -> os.stat_result | None:
         """What is there under a name; None if nothing is, or if it cannot be seen now."""
         try:

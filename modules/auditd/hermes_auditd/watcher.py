@@ -55,7 +55,8 @@ class Watcher:
         mirror, watched = self.mirror, self.tree.watched
         mirror.now, self._monotonic = time.time_ns(), time.monotonic_ns()
         before = self.tree.inotify.received
-        for watch, mask, cookie, name, self._position in self.tree.inotify.read(READ_SIZE):
+        for watch, mask, cookie, name, position in self.tree.inotify.read(READ_SIZE):
+            self._position = position
             directory = watched.get(watch)
             if directory is not None and name:
                 if not mirror.excludes(directory, name):
@@ -180,16 +181,16 @@ class Watcher:
 
     def _tell_change(self, key: tuple[int, bytes], path: str, seen: os.stat_result) -> None:
         """Tell what of mode, owner and the rest was changed; inotify does not say."""
-        known = self.record.known(key)
-        kinds = [kind for kind in differences(known, seen) if kind in ("chmod", "chown")] if known else []
+        known = self.mirror.known(key, path, seen)
+        kinds = [kind for kind in differences(known, seen) if kind in ("chmod", "chown")]
         if not kinds:
             # If the change was there when the file was first seen, its times tell: a change of mode or owner leaves
             # the time of the last write behind; setting the times to now does not.
-            is_late = known is None or known.mode is None or known.ctime == seen.st_ctime_ns
+            is_late = known.mode is None or known.ctime == seen.st_ctime_ns
             kinds = ["chmod" if is_late and seen.st_ctime_ns > seen.st_mtime_ns else "attrib"]
         for kind in kinds:
             self.mirror.tell(kind, path, seen)
-        self.mirror.remember(key, Known.of(seen, known.number if known else None))
+        self.mirror.remember(key, Known.of(seen, known.number))
 
     # --- what is due
 

@@ -94,7 +94,9 @@ class Writer:
     def _works_again(self) -> None:
         service.log(service.NOTICE, f"the record can be written again; {self._lost} rows were lost")
         service.notify("STATUS=watching")
-        self.tell("gap", f"the record could not be written: {self.trouble}; {self._lost} rows were lost", count=self._lost)
+        self.tell(
+            "gap", f"the record could not be written: {self.trouble}; {self._lost} rows were lost", count=self._lost
+        )
         self.trouble, self._lost = None, 0
 
     def prune(self, limits: Mapping[int, Limits], by_age: bool) -> None:
@@ -121,6 +123,4 @@ class Writer:
             self._pruning[agent] = before + count, earliest
         elif before + count:
             detail = f"{before + count} of the oldest rows were removed"
-            self.record.add(
-                Event(agent, time.time_ns(), "prune", first=earliest, count=before + count, detail=detail)
-            )
+            self.record.add(Event(agent, time.time_ns(), "prune", first=earliest, count=before + count, detail=detail))
