@@ -27,6 +27,8 @@ TICK = 1000 * MILLISECOND
 CLOCK_TOLERANCE = 2000 * MILLISECOND
 """What the clock may be set by, at once, without its being told: NTP corrects less than this all the time."""
 METRICS_TICKS = 5
+DRAIN_TIME = 10_000 * MILLISECOND
+"""For what is still to be handled when the daemon is told to stop."""
 AGE_TICKS = 60
 HEADS_TICKS = 3600
 FOR_EVER = 2**62
@@ -101,8 +103,10 @@ class Daemon:
 
     @staticmethod
     def _drain(watcher: Watcher) -> None:
-        while watcher.read():
-            pass
+        """Make rows of all that has happened by now."""
+        deadline = time.monotonic_ns() + DRAIN_TIME
+        while (watcher.read() or watcher.scanner.is_busy) and time.monotonic_ns() < deadline:
+            watcher.scan(time.monotonic_ns() + SCAN_TIME)
         watcher.settle(FOR_EVER)
 
     def stop(self) -> None:
@@ -176,6 +180,8 @@ class Daemon:
         if now >= self._next_tick:
             self._next_tick = now + TICK
             self._tick()
+        if not self._is_ready:
+            self._tell_readiness()
 
     def _commit(self) -> None:
         if not self.writer.commit():
@@ -206,14 +212,11 @@ class Daemon:
                 service.write_metrics(self.config.metrics, self.metrics())
         if self._ticks % HEADS_TICKS == 0:
             self._log_heads()
-        service.notify("WATCHDOG=1")
-        if not self._is_ready:
-            self._tell_readiness()
+        service.notify("WATCHDOG=1" if self._is_ready else "EXTEND_TIMEOUT_USEC=30000000")
 
     def _tell_readiness(self) -> None:
         """Ready is who has watched everything, and found what happened before."""
         if any(watcher.scanner.is_rescanning or watcher.scanner.is_busy for watcher in self.watchers.values()):
-            service.notify("EXTEND_TIMEOUT_USEC=30000000")
             return
         self._is_ready = True
         watches = sum(len(watcher.tree.watched) for watcher in self.watchers.values())

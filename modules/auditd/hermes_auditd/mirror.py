@@ -23,8 +23,20 @@ from hermes_auditd.writes import Coalescer, Writes
 APPEARED, CHANGED, VANISHED = "appeared", "changed", "vanished"
 MILLISECOND = 1_000_000
 
+STEPS_AT_ONCE = 10
+"""Of what a directory held that is gone; of more, the rest is told later, so that others do not wait."""
+
 Steps = Generator[None, None, None]
 """Work that would take long, in steps that do not."""
+
+
+def advance(steps: Steps) -> bool:
+    """Take the next step; False if there is none."""
+    try:
+        next(steps)
+    except StopIteration:
+        return False
+    return True
 
 
 class Told(NamedTuple):
@@ -201,18 +213,29 @@ class Mirror:
         known = self.record.known(key)
         self.record.forget(self.id, key)
         if known is not None and known.number is not None and self.record.holds(known.number):
-            self.lost.append(self._lose(known.number, path, origin, detail))
+            steps = self._lose(known.number, path, origin, detail)
+            if all(advance(steps) for _ in range(STEPS_AT_ONCE)):
+                self.lost.append(steps)
 
     def _lose(self, number: int, path: str, origin: str, detail: str | None) -> Steps:
         """Tell of all that was in a directory that is gone, and below: it went with what it held."""
-        for names in self.record.names(number, 200):
-            for name in names:
-                key = number, name
-                if self.record.known(key) is not None:
+        waiting = [(number, path)]
+        while waiting:
+            number, path = waiting.pop()
+            for names in self.record.names(number, 200):
+                for name in names:
+                    known = self.record.known((number, name))
+                    if known is None:
+                        continue
                     below = f"{path}/{escape(name)}"
                     self.tell("delete", below, origin=origin, detail=detail)
-                    self.vanish(key, below, origin, detail=detail)
-            yield
+                    self.record.forget(self.id, (number, name))
+                    if known.number is not None:
+                        waiting.append((known.number, below))
+                        child = self.tree.slot(number, name)
+                        if child is not None:
+                            self.tree.drop(child)
+                yield
 
     # --- directories
 

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
 
-from hermes_auditd.mirror import APPEARED, CHANGED, VANISHED, Mirror, Steps, differences
+from hermes_auditd.mirror import APPEARED, CHANGED, VANISHED, Mirror, Steps, advance, differences
 from hermes_auditd.record import Known
 from hermes_auditd.tree import Directory, Unreachable
 
@@ -36,7 +36,9 @@ class Scanner:
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
-        self._new: deque[Steps] = deque()
+        self._new: deque[tuple[int, Steps]] = deque()
+        """Looks at new directories, each with the place in the queue that has to be reached first: where notifications
+        from before the look are still to be read, paths may yet turn out to mean something else."""
         self._known: deque[Steps] = deque()
         self._wanted: Look | None = None
         self._rescan: Look | None = None
@@ -67,7 +69,7 @@ class Scanner:
 
     def stop(self) -> None:
         """Look no further: the state directory is another one."""
-        for steps in (*self._new, *self._known):
+        for steps in (*(steps for _, steps in self._new), *self._known):
             steps.close()
         self._new.clear()
         self._known.clear()
@@ -75,7 +77,7 @@ class Scanner:
 
     def look_into(self, directory: Directory) -> None:
         """Look at a directory that is new here, soon: what is in it may have been there before its watch."""
-        self._new.append(self._look(directory, Look("scan")))
+        self._new.append((self._mirror.tree.inotify.end(), self._look(directory, Look("scan"))))
 
     def _look_deep(self, directory: Directory, look: Look) -> None:
         look.running += 1
@@ -83,21 +85,24 @@ class Scanner:
 
     def step(self, until: int) -> Look | None:
         """Look until a time of the monotonic clock; returns the rescan when this has ended it."""
-        while self.is_busy and time.monotonic_ns() < until:
+        while time.monotonic_ns() < until:
             if self._mirror.lost:
-                if not _advance(self._mirror.lost[-1]):
-                    self._mirror.lost.pop()
-            elif self._new:
-                if not _advance(self._new[0]):
+                if not advance(self._mirror.lost[0]):
+                    self._mirror.lost.pop(0)
+            elif self._new and self._new[0][0] <= self._mirror.tree.inotify.received:
+                if not advance(self._new[0][1]):
                     self._new.popleft()
-            elif not _advance(self._known[0]):
-                self._known.popleft()
-                rescan = self._rescan
-                assert rescan is not None
-                rescan.running -= 1
-                if rescan.running == 0:
-                    self._end(rescan)
-                    return rescan
+            elif self._known and not self._new:
+                if not advance(self._known[0]):
+                    self._known.popleft()
+                    rescan = self._rescan
+                    assert rescan is not None
+                    rescan.running -= 1
+                    if rescan.running == 0:
+                        self._end(rescan)
+                        return rescan
+            else:
+                break
         return None
 
     def _end(self, look: Look) -> None:
@@ -238,12 +243,3 @@ class Scanner:
 def _is_another(known: Known | None, seen: os.stat_result) -> bool:
     """Whether another file has taken the place of the known one."""
     return known is not None and known.inode is not None and known.inode != seen.st_ino
-
-
-def _advance(steps: Steps) -> bool:
-    """Take the next step; False if there is none."""
-    try:
-        next(steps)
-    except StopIteration:
-        return False
-    return True

@@ -93,6 +93,7 @@ class Watcher:
         self.scanner.want("overflow", self._last_read)
 
     def _created(self, directory: Directory, name: bytes, is_directory: bool, cookie: int) -> None:
+        self._settle_move(directory, name)
         if not self.mirror.already_told((directory.number, name), APPEARED, self._position):
             self._appeared(directory, name, is_directory)
 
@@ -130,8 +131,9 @@ class Watcher:
     def _moved_to(self, directory: Directory, name: bytes, is_directory: bool, cookie: int) -> None:
         key = directory.number, name
         self.mirror.flush(key)
-        appeared = self.mirror.already_told(key, APPEARED, self._position)
         move = self._moves.pop(cookie, None)
+        self._settle_move(directory, name)
+        appeared = self.mirror.already_told(key, APPEARED, self._position)
         if move is None:
             if not appeared:
                 self._appeared(directory, name, is_directory, detail="moved in")
@@ -200,12 +202,21 @@ class Watcher:
         for writes in self.mirror.writes.due(monotonic):
             self.mirror.tell_writes(writes)
         for cookie in [cookie for cookie, move in self._moves.items() if move.deadline <= monotonic]:
-            move = self._moves.pop(cookie)
-            key = move.directory.number, move.name
-            if not self.mirror.already_told(key, VANISHED, self._position):
-                self.mirror.tell("delete", move.path, detail="moved out")
-                seen = self.tree.look(move.directory, move.name)
-                self.mirror.vanish(key, move.path, "live", seen, detail="moved out")
+            self._moved_out(self._moves.pop(cookie))
+
+    def _settle_move(self, directory: Directory, name: bytes) -> None:
+        """Something new appears under a name: what was moved away from there before does not come any more."""
+        for cookie, move in self._moves.items():
+            if move.directory is directory and move.name == name:
+                self._moved_out(self._moves.pop(cookie))
+                break
+
+    def _moved_out(self, move: Move) -> None:
+        key = move.directory.number, move.name
+        if not self.mirror.already_told(key, VANISHED, self._position):
+            self.mirror.tell("delete", move.path, detail="moved out")
+            seen = self.tree.look(move.directory, move.name)
+            self.mirror.vanish(key, move.path, "live", seen, detail="moved out")
 
     def next_due(self) -> int | None:
         """When `settle` has something to do, on the monotonic clock."""
