@@ -31,7 +31,6 @@ DRAIN_TIME = 10_000 * MILLISECOND
 """For what is still to be handled when the daemon is told to stop."""
 AGE_TICKS = 60
 HEADS_TICKS = 3600
-FOR_EVER = 2**62
 
 
 class Daemon:
@@ -107,7 +106,7 @@ class Daemon:
         deadline = time.monotonic_ns() + DRAIN_TIME
         while (watcher.read() or watcher.scanner.is_busy) and time.monotonic_ns() < deadline:
             watcher.scan(time.monotonic_ns() + SCAN_TIME)
-        watcher.settle(FOR_EVER)
+        watcher.settle_all()
 
     def stop(self) -> None:
         """Write all that is known, and say that from here on nothing is."""
@@ -193,6 +192,7 @@ class Daemon:
             for watcher in self.watchers.values():
                 watcher.scanner.want("gap", watcher.mirror.now)
         for watcher in self.watchers.values():
+            watcher.tree.release()
             watcher.scanner.begin()
 
     def _prune(self, by_age: bool) -> None:

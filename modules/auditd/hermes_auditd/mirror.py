@@ -51,7 +51,6 @@ class Adopted(NamedTuple):
 
     directory: Directory
     seen: os.stat_result
-    is_new: bool
     former: tuple[Key, str] | None = None
     """Where it was until now, if it was elsewhere."""
 
@@ -265,11 +264,11 @@ class Mirror:
             child = Directory(number or self.record.new_number(), identity(seen), parent, name)
             self.tree.add(child)
             self.remember(key, _with_mode_of(known if number else None, Known.of(seen, child.number)))
-            return Adopted(child, seen, is_new=True)
+            return Adopted(child, seen)
         if child.parent is parent and child.name == name:
-            return Adopted(child, seen, is_new=False)
+            return Adopted(child, seen)
         if child.parent is None or self._is_still_there(child):
-            return Adopted(child, seen, is_new=False)  # mounted twice: told of where it was found first
+            return Adopted(child, seen)  # mounted twice: told of where it was found first
         former = (child.parent.number, child.name), self.tree.text(child.parent, child.name)
         known = None
         if self.tree.slot(*former[0]) is child:  # else another directory has taken its place there already
@@ -277,7 +276,7 @@ class Mirror:
             self.record.forget(self.id, former[0])
         self.tree.move(child, parent, name)
         self.remember(key, _with_mode_of(known, Known.of(seen, child.number)))
-        return Adopted(child, seen, is_new=False, former=former)
+        return Adopted(child, seen, former)
 
     def _is_still_there(self, child: Directory) -> bool:
         assert child.parent is not None

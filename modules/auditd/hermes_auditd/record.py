@@ -49,7 +49,7 @@ ROW_COST = 160
 """Bytes that a row takes in the file beside its texts, indexes included; measured."""
 ENTRY_COST = 120
 """Bytes that an entry takes in the file; measured, with names of 20 bytes."""
-PRUNE_STEP = 2000
+PRUNE_STEP = 5000
 """Rows pruned at a time, so that pruning keeps nobody waiting."""
 BUSY_MS = 200
 _INSERT = f"INSERT INTO event ({', '.join(COLUMNS)}, hash) VALUES ({', '.join('?' * (len(COLUMNS) + 1))})"
@@ -125,7 +125,12 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
             "run the newer hermes-auditd that wrote it, or move the file away to begin a new one",
         )
     for number in range(version, len(MIGRATIONS)):
-        connection.executescript(f"BEGIN;\n{MIGRATIONS[number]};\nPRAGMA user_version = {number + 1};\nCOMMIT")
+        try:
+            connection.executescript(f"BEGIN;\n{MIGRATIONS[number]};\nPRAGMA user_version = {number + 1};\nCOMMIT")
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
 
 
 def set_aside(path: str, label: str) -> str:

@@ -77,10 +77,12 @@ class Scanner:
 
     def look_into(self, directory: Directory) -> None:
         """Look at a directory that is new here, soon: what is in it may have been there before its watch."""
+        directory.is_unseen = False
         self._new.append((self._mirror.tree.inotify.end(), self._look(directory, Look("scan"))))
 
     def _look_deep(self, directory: Directory, look: Look) -> None:
         look.running += 1
+        directory.is_unseen = False
         self._known.append(self._look(directory, look))
 
     def step(self, until: int) -> Look | None:
@@ -120,7 +122,8 @@ class Scanner:
         try:
             fd = self._mirror.tree.open_again(directory)
         except (OSError, Unreachable):
-            return  # it is gone or elsewhere, and notifications will tell
+            directory.is_unseen = True  # it is gone or elsewhere, and notifications will tell
+            return
         try:
             here: set[bytes] = set()
             with os.scandir(fd) as entries:
@@ -187,7 +190,7 @@ class Scanner:
             self._tell_differences(directory, name, carried, adopted.seen, look)
         if look.deep:
             self._look_deep(adopted.directory, look)
-        elif adopted.is_new:
+        elif adopted.directory.is_unseen:
             self.look_into(adopted.directory)
         return True
 

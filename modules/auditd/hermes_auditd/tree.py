@@ -28,7 +28,7 @@ def identity(seen: os.stat_result) -> Identity:
 class Directory:
     """One directory of the tree; the state directory itself has no parent."""
 
-    __slots__ = ("identity", "name", "number", "parent", "watch")
+    __slots__ = ("identity", "is_unseen", "name", "number", "parent", "watch")
 
     def __init__(self, number: int, identity: Identity, parent: "Directory | None", name: bytes) -> None:
         self.number = number
@@ -36,6 +36,8 @@ class Directory:
         self.parent = parent
         self.name = name
         self.watch: int | None = None
+        self.is_unseen = True
+        """Whether nobody has looked into it, or is about to."""
 
 
 class Unreachable(Exception):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hermes_auditd import inotify
 from hermes_auditd.config import Agent, Config
 from hermes_auditd.mirror import APPEARED, MILLISECOND, VANISHED, Mirror, differences
-from hermes_auditd.record import Known, Record
+from hermes_auditd.record import Key, Known, Record
 from hermes_auditd.scanner import Look, Scanner
 from hermes_auditd.tree import Directory, Unreachable, identity
 
@@ -39,6 +39,8 @@ class Watcher:
         self.scanner = Scanner(self.mirror)
         self._config = config
         self._moves: dict[int, Move] = {}
+        self._last_rename: tuple[Key, Key, Known | None] | None = None
+        """From where, to where, and what was there before."""
         self._position = 0
         self._monotonic = 0
         self._last_read = self.mirror.now
@@ -107,7 +109,7 @@ class Watcher:
 
     def _adopt(self, directory: Directory, name: bytes) -> bool:
         adopted = self.mirror.adopt(directory, name)
-        if adopted is not None and adopted.is_new:
+        if adopted is not None and adopted.directory.is_unseen:
             self.scanner.look_into(adopted.directory)
         return adopted is not None
 
@@ -141,11 +143,21 @@ class Watcher:
         former = move.directory.number, move.name
         vanished = self.mirror.already_told(former, VANISHED, self._position)
         seen = self.tree.look(directory, name)
+        displaced = self.record.known(key)
         if not (appeared and vanished):
-            self.mirror.tell("rename", self.tree.text(directory, name), seen, old_path=move.path)
+            detail = "exchange" if seen is not None and self._is_exchange(former, key, seen) else None
+            self.mirror.tell("rename", self.tree.text(directory, name), seen, old_path=move.path, detail=detail)
+        self._last_rename = former, key, displaced
         if not is_directory or not self._adopt(directory, name):
             self.mirror.remember_moved(self.record.known(former), key, seen)
         self._vacated(move)
+
+    def _is_exchange(self, former: Key, key: Key, seen: os.stat_result) -> bool:
+        """Whether this is the second half of two files changing places: what the first half displaced is here now."""
+        if self._last_rename is None or self._last_rename[:2] != (key, former):
+            return False
+        displaced = self._last_rename[2]
+        return displaced is not None and displaced.inode == seen.st_ino
 
     def _vacated(self, move: Move) -> None:
         """Two files may have changed places, and so something be where one was moved away."""
@@ -201,6 +213,16 @@ class Watcher:
         self.mirror.now = time.time_ns()
         for writes in self.mirror.writes.due(monotonic):
             self.mirror.tell_writes(writes)
+        self._settle_moves(monotonic)
+
+    def settle_all(self) -> None:
+        """Make rows of all that is held back."""
+        self.mirror.now = time.time_ns()
+        for writes in self.mirror.writes.everything():
+            self.mirror.tell_writes(writes)
+        self._settle_moves(time.monotonic_ns() + MOVE_TIMEOUT)
+
+    def _settle_moves(self, monotonic: int) -> None:
         for cookie in [cookie for cookie, move in self._moves.items() if move.deadline <= monotonic]:
             self._moved_out(self._moves.pop(cookie))
 
@@ -247,7 +269,6 @@ class Watcher:
     def tick(self) -> None:
         """Once a second: is the state directory where it was, is it time to compare everything."""
         self.mirror.now = time.time_ns()
-        self.tree.release()
         self.check_root("mount")
         if self._next_rescan is not None and time.monotonic_ns() >= self._next_rescan:
             self._next_rescan = None

@@ -62,6 +62,13 @@ class Coalescer:
             self._later[held.directory.number, held.name] = monotonic + self._window, None
         return ready
 
+    def everything(self) -> list[Writes]:
+        """What is held, whether it is due or not."""
+        ready = [held for waiting in (self._first, self._later) for _, held in waiting.values() if held is not None]
+        self._first.clear()
+        self._later.clear()
+        return ready
+
     def next_due(self) -> int | None:
         """When `due` has something to do."""
         heads = [next(iter(waiting.values()))[0] for waiting in (self._first, self._later) if waiting]
