@@ -207,6 +207,7 @@ class Mirror:
         child = self.tree.slot(*key)
         if child is not None:
             if seen is not None and identity(seen) == child.identity:
+                self.record.forget(self.id, key)  # it was made anew, and the notification of that is still to come
                 return
             self.tree.drop(child)
         known = self.record.known(key)
@@ -266,14 +267,17 @@ class Mirror:
             self.remember(key, _with_mode_of(known if number else None, Known.of(seen, child.number)))
             return Adopted(child, seen)
         if child.parent is parent and child.name == name:
+            if self.record.known(key) is None:
+                self.remember(key, Known.of(seen, child.number))
             return Adopted(child, seen)
         if child.parent is None or self._is_still_there(child):
             return Adopted(child, seen)  # mounted twice: told of where it was found first
         former = (child.parent.number, child.name), self.tree.text(child.parent, child.name)
-        known = None
-        if self.tree.slot(*former[0]) is child:  # else another directory has taken its place there already
-            known = self.record.known(former[0])
+        known = self.record.known(former[0])
+        if known is not None and known.number == child.number:
             self.record.forget(self.id, former[0])
+        else:
+            known = None  # something else has taken its place there already
         self.tree.move(child, parent, name)
         self.remember(key, _with_mode_of(known, Known.of(seen, child.number)))
         return Adopted(child, seen, former)

@@ -172,11 +172,13 @@ class Tree:
 
     def watch(self, fd: int, directory: Directory) -> bool:
         """Watch a directory that is open; False if the agent has no watch left. Raises `OSError`."""
-        if directory.watch is None:
-            if len(self.watched) >= self.limit:
-                return False
-            directory.watch = self.inotify.watch(fd)
-            self.watched[directory.watch] = directory
+        if directory.watch is None and len(self.watched) >= self.limit:
+            return False
+        watch = self.inotify.watch(fd)
+        if watch != directory.watch:  # that a watch has ended may be among what an overflow has swallowed
+            self.unwatched(directory)
+            directory.watch = watch
+            self.watched[watch] = directory
         return True
 
     def unwatched(self, directory: Directory) -> None:

@@ -39,8 +39,8 @@ class Watcher:
         self.scanner = Scanner(self.mirror)
         self._config = config
         self._moves: dict[int, Move] = {}
-        self._last_rename: tuple[Key, Key, Known | None] | None = None
-        """From where, to where, and what was there before."""
+        self._last_rename: tuple[Key, Key] | None = None
+        """From where, and to where."""
         self._position = 0
         self._monotonic = 0
         self._last_read = self.mirror.now
@@ -103,9 +103,19 @@ class Watcher:
         seen = self.tree.look(directory, name)
         if seen is not None and stat.S_ISDIR(seen.st_mode) != is_directory:
             seen = None  # it is another file by now, and that one has a notification of its own
+        self._replaced(directory, name, seen)
         self.mirror.tell("create", self.tree.text(directory, name), seen, detail=detail)
         if not is_directory or not self._adopt(directory, name):
             self.mirror.remember((directory.number, name), Known() if seen is None else Known.of(seen))
+
+    def _replaced(self, directory: Directory, name: bytes, seen: os.stat_result | None) -> None:
+        """What is known under a name where something appears is gone: overwritten, or its end was not told."""
+        key = directory.number, name
+        if self.record.known(key) is not None:
+            path = self.tree.text(directory, name)
+            self.mirror.flush(key)
+            self.mirror.tell("delete", path, detail="replaced")
+            self.mirror.vanish(key, path, "live", seen, detail="replaced")
 
     def _adopt(self, directory: Directory, name: bytes) -> bool:
         adopted = self.mirror.adopt(directory, name)
@@ -122,8 +132,6 @@ class Watcher:
         self.mirror.tell("delete", path)
         seen = self.tree.look(directory, name)
         self.mirror.vanish(key, path, "live", seen)
-        if seen is not None and not is_directory and not stat.S_ISDIR(seen.st_mode):
-            self.mirror.remember(key, Known.of(seen))
 
     def _moved_from(self, directory: Directory, name: bytes, is_directory: bool, cookie: int) -> None:
         self.mirror.flush((directory.number, name))
@@ -143,30 +151,23 @@ class Watcher:
         former = move.directory.number, move.name
         vanished = self.mirror.already_told(former, VANISHED, self._position)
         seen = self.tree.look(directory, name)
-        displaced = self.record.known(key)
+        is_exchange = self._is_exchange(former, key, move)
         if not (appeared and vanished):
-            detail = "exchange" if seen is not None and self._is_exchange(former, key, seen) else None
+            detail = "exchange" if is_exchange else None
             self.mirror.tell("rename", self.tree.text(directory, name), seen, old_path=move.path, detail=detail)
-        self._last_rename = former, key, displaced
+        self._last_rename = former, key
+        known = self.record.known(former)
         if not is_directory or not self._adopt(directory, name):
-            self.mirror.remember_moved(self.record.known(former), key, seen)
-        self._vacated(move)
+            self.mirror.remember_moved(known, key, seen)
+        if not is_exchange:
+            self.record.forget(self.mirror.id, former)
 
-    def _is_exchange(self, former: Key, key: Key, seen: os.stat_result) -> bool:
-        """Whether this is the second half of two files changing places: what the first half displaced is here now."""
-        if self._last_rename is None or self._last_rename[:2] != (key, former):
+    def _is_exchange(self, former: Key, key: Key, move: Move) -> bool:
+        """Whether this is the second half of two files changing places: what the first half moved is still there."""
+        if self._last_rename != (key, former):
             return False
-        displaced = self._last_rename[2]
-        return displaced is not None and displaced.inode == seen.st_ino
-
-    def _vacated(self, move: Move) -> None:
-        """Two files may have changed places, and so something be where one was moved away."""
-        key = move.directory.number, move.name
-        seen = self.tree.look(move.directory, move.name)
-        if seen is None:
-            self.record.forget(self.mirror.id, key)
-        elif not stat.S_ISDIR(seen.st_mode):
-            self.mirror.remember(key, Known.of(seen))
+        known, seen = self.record.known(former), self.tree.look(move.directory, move.name)
+        return known is not None and seen is not None and known.inode == seen.st_ino
 
     def _modified(self, directory: Directory, name: bytes, is_directory: bool, cookie: int) -> None:
         if self.mirror.has_told:

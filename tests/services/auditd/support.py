@@ -177,6 +177,14 @@ class Program:
     def rows(self, **wanted: Any) -> list[Row]:
         return rows(self.data["database"], **wanted)
 
+    def rows_after(self, number: int) -> list[Row]:
+        """Rows with a higher id."""
+        reader = Reader(self.data["database"])
+        try:
+            return list(reader.rows(Filter(), number))
+        finally:
+            reader.close()
+
     def wait_row(self, within: float = PATIENCE, **wanted: Any) -> float:
         return eventually(lambda: bool(self.rows(**wanted)), f"a row with {wanted}", within)
 

@@ -24,10 +24,22 @@ def write(path: Path, text: str = "x") -> None:
 # --- kinds
 
 
+def in_turn(*acts: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda home: [act(home) for act in acts]
+
+
+def write_new(home: Path) -> None:
+    write(home / "new")
+
+
+def exchange_new(home: Path) -> None:
+    exchange(bytes(home / "new"), bytes(home / "file"))
+
+
 ACTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "a file is made": (lambda home: (home / "new").touch(), ["create new"]),
-    "a file is made and written": (lambda home: write(home / "new"), ["create new", "write new"]),
-    "a file is written": (lambda home: write(home / "file"), ["write file"]),
+    "a file is made and written": (write_new, ["create new", "write new"]),
+    "a file is written": (lambda home: (home / "file").write_text("x"), ["write file"]),
     "a file is emptied": (lambda home: os.truncate(home / "file", 0), ["write file"]),
     "a file is deleted": (lambda home: (home / "file").unlink(), ["delete file"]),
     "a file is renamed": (lambda home: (home / "file").rename(home / "other"), ["rename file other"]),
@@ -40,15 +52,15 @@ ACTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "a hard link is made": (lambda home: os.link(home / "file", home / "link"), ["create link"]),
     "a fifo is made": (lambda home: os.mkfifo(home / "fifo"), ["create fifo"]),
     "a file lives shortly": (
-        lambda home: (write(home / "new"), (home / "new").unlink()),
+        in_turn(write_new, lambda home: (home / "new").unlink()),
         ["create new", "write new", "delete new"],
     ),
     "a file is saved by way of another": (
-        lambda home: (write(home / "new"), (home / "new").rename(home / "file")),
+        in_turn(write_new, lambda home: (home / "new").rename(home / "file")),
         ["create new", "write new", "rename new file"],
     ),
     "two files change places": (
-        lambda home: (write(home / "new"), exchange(bytes(home / "new"), bytes(home / "file"))),
+        in_turn(write_new, exchange_new),
         ["create new", "write new", "rename new file", "rename file new"],
     ),
 }
