@@ -26,7 +26,7 @@ def parse_time(text: str) -> int:
     if found := re.fullmatch(r"([0-9]+)([smhdw])", text):
         return time.time_ns() - int(found[1]) * _UNITS[found[2]] * SECOND
     if found := re.fullmatch(r"@([0-9]+)(?:\.([0-9]{1,9}))?", text):
-        return int(found[1]) * SECOND + int((found[2] or "0").ljust(9, "0"))
+        return min(int(found[1]) * SECOND + int((found[2] or "0").ljust(9, "0")), 2**63 - 1)
     try:
         return round(datetime.fromisoformat(text).astimezone().timestamp() * 1_000_000) * 1000
     except ValueError:

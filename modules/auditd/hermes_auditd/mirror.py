@@ -205,10 +205,9 @@ class Mirror:
     ) -> None:
         """Forget what was known under a name and below it; ``seen`` is what has taken its place by now."""
         child = self.tree.slot(*key)
-        if child is not None:
-            if seen is not None and identity(seen) == child.identity:
-                self.record.forget(self.id, key)  # it was made anew, and the notification of that is still to come
-                return
+        if child is not None and seen is not None and identity(seen) == child.identity:
+            child.is_unseen = True  # it is back, or was seen ahead of time: that it appears is still to be told
+        elif child is not None:
             self.tree.drop(child)
         known = self.record.known(key)
         self.record.forget(self.id, key)
@@ -281,6 +280,17 @@ class Mirror:
         self.tree.move(child, parent, name)
         self.remember(key, _with_mode_of(known, Known.of(seen, child.number)))
         return Adopted(child, seen, former)
+
+    def move_unseen(self, former: Key, parent: Directory, name: bytes) -> bool:
+        """Note that a directory was renamed to where it is no longer seen. False if that was another one."""
+        child = self.tree.slot(*former)
+        known = self.record.known(former)
+        if child is None or known is None or known.number != child.number or self._is_still_there(child):
+            return False
+        self.record.forget(self.id, former)
+        self.tree.move(child, parent, name)
+        self.remember((parent.number, name), known)
+        return True
 
     def _is_still_there(self, child: Directory) -> bool:
         assert child.parent is not None

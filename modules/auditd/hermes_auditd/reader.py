@@ -198,16 +198,16 @@ _SELECT = (
 
 def _connect(path: str) -> sqlite3.Connection:
     file = Path(path).absolute()
-    if not file.exists():
-        raise AuditError(f"there is no record at {path}", "name it with --database, or start hermes-auditd")
     try:
+        if not file.exists():
+            raise AuditError(f"there is no record at {path}", "name it with --database, or start hermes-auditd")
         # Where there is no log and none may be made, the daemon does not run: then nothing is written meanwhile, which
         # is what `immutable` promises.
         is_live = Path(f"{file}-wal").exists() or os.access(file.parent, os.W_OK)
         address = f"file:{quote(str(file))}?{'mode=ro' if is_live else 'immutable=1'}"
         connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=5)
         [version] = connection.execute("PRAGMA user_version").fetchone()
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         raise AuditError(f"{path} cannot be read: {error}", "it takes membership in the group that owns it") from None
     if version != len(MIGRATIONS):
         raise AuditError(

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 WARNING, NOTICE, INFO = 4, 5, 6
@@ -17,7 +18,8 @@ def notify(*assignments: str) -> None:
     """Tell systemd (sd_notify(3)); nothing without systemd."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        # Whoever is not heard is noticed by the watchdog; to end for it would be worse.
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.sendto("\n".join(assignments).encode(), "\0" + address[1:] if address[0] == "@" else address)
 
 

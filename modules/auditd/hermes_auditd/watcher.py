@@ -157,7 +157,7 @@ class Watcher:
             self.mirror.tell("rename", self.tree.text(directory, name), seen, old_path=move.path, detail=detail)
         self._last_rename = former, key
         known = self.record.known(former)
-        if not is_directory or not self._adopt(directory, name):
+        if not (is_directory and (self._adopt(directory, name) or self.mirror.move_unseen(former, directory, name))):
             self.mirror.remember_moved(known, key, seen)
         if not is_exchange:
             self.record.forget(self.mirror.id, former)

@@ -119,6 +119,7 @@ class Program:
         self._log = directory / "log"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(directory / "notify"))
+        (directory / "notify").chmod(0o777)
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -143,13 +144,13 @@ class Program:
             except BlockingIOError:
                 return
 
-    def wait_told(self, assignment: str) -> float:
+    def wait_told(self, assignment: str, within: float = PATIENCE) -> float:
         def condition() -> bool:
             assert self.process is not None and self.process.poll() is None, f"hermes-auditd ended:\n{self.log}"
             self.hear()
             return assignment in self.said
 
-        return eventually(condition, f"systemd is told {assignment}")
+        return eventually(condition, f"systemd is told {assignment}", within)
 
     def signal(self, number: int) -> None:
         assert self.process is not None
@@ -213,6 +214,13 @@ def time_limit(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def let_pass(directory: Path) -> None:
+    """Let other users through to a test's directory; pytest makes it private."""
+    for passage in [directory, *directory.parents]:
+        if passage.stat().st_uid == os.getuid() and passage.stat().st_mode & 0o005 != 0o005:
+            passage.chmod(passage.stat().st_mode | 0o005)
 
 
 def exchange(one: bytes, other: bytes) -> None:

@@ -23,7 +23,7 @@ while True:
         file.write("x")
     number += 1
     if number % 20 == 0:
-        time.sleep(0.005)
+        time.sleep(0.02)
 """
 
 
@@ -34,17 +34,20 @@ def test_a_daemon_killed_at_random_moments_loses_nothing_that_was_read(start: St
     with subprocess.Popen([sys.executable, "-c", ATTACKER, str(home)]) as attacker:
         try:
             for _ in range(KILLS):
-                deadline = time.monotonic() + moments.uniform(0, 0.25)
+                before = max(acknowledged, default=0)
+                deadline = time.monotonic() + moments.uniform(0, 0.2)
                 while time.monotonic() < deadline:
-                    newest = max(acknowledged, default=0)
-                    acknowledged |= {row["id"]: row for row in running.rows_after(newest)}
+                    acknowledged |= {row["id"]: row for row in running.rows_after(max(acknowledged, default=0))}
                 running.kill()
-                recorded = {row["id"]: row for row in running.rows_after(0)}
-                assert acknowledged.items() <= recorded.items()
+                recorded = {row["id"]: row for row in running.rows_after(before)}
+                assert {
+                    number: row for number, row in acknowledged.items() if number > before
+                }.items() <= recorded.items()
                 running.start()
         finally:
             attacker.kill()
     running.stop()
+    assert acknowledged.items() <= {row["id"]: row for row in running.rows()}.items()
     assert [fault for verdict in verdicts(running.data["database"]) for fault in verdict.faults] == []
     made = sorted(str(path.relative_to(home)) for path in home.rglob("*"))
     found = sorted(line.removeprefix("create ") for line in told(running.rows(kinds=("create",)), home))
