@@ -104,7 +104,7 @@ class Daemon:
     def _drain(watcher: Watcher) -> None:
         """Make rows of all that has happened by now."""
         deadline = time.monotonic_ns() + DRAIN_TIME
-        while (watcher.read() or watcher.scanner.is_busy) and time.monotonic_ns() < deadline:
+        while (watcher.read() or watcher.is_busy) and time.monotonic_ns() < deadline:
             watcher.scan(time.monotonic_ns() + SCAN_TIME)
         watcher.settle_all()
 
@@ -157,7 +157,7 @@ class Daemon:
 
     def _timeout(self) -> int:
         """Milliseconds until something is due."""
-        if any(watcher.scanner.is_busy for watcher in self.watchers.values()):
+        if any(watcher.is_busy for watcher in self.watchers.values()):
             return 0
         now = time.monotonic_ns()
         dues = [self._next_tick, self.writer.due(now), *(watcher.next_due() for watcher in self.watchers.values())]
@@ -171,7 +171,7 @@ class Daemon:
             due = watcher.next_due()
             if due is not None and due <= now:
                 watcher.settle(now)
-            if watcher.scanner.is_busy:
+            if watcher.is_busy:
                 watcher.scan(now + SCAN_TIME)
         due = self.writer.due(now)
         if due is not None and due <= now:
@@ -216,7 +216,7 @@ class Daemon:
 
     def _tell_readiness(self) -> None:
         """Ready is who has watched everything, and found what happened before."""
-        if any(watcher.scanner.is_rescanning or watcher.scanner.is_busy for watcher in self.watchers.values()):
+        if any(watcher.scanner.is_rescanning or watcher.is_busy for watcher in self.watchers.values()):
             return
         self._is_ready = True
         watches = sum(len(watcher.tree.watched) for watcher in self.watchers.values())

@@ -91,6 +91,8 @@ class Mirror:
         self.writes = Coalescer(window)
         self.lost: list[Steps] = []
         """What is still to be told of directories that are gone."""
+        self.doubtful: list[Directory] = []
+        """Where something happened that could not be looked at."""
         self._told: dict[Key, Told] = {}
 
     # --- rows
@@ -129,7 +131,7 @@ class Mirror:
             self.tell_writes(writes)
 
     def tell_writes(self, writes: Writes) -> None:
-        seen = self.tree.look(writes.directory, writes.name)
+        seen = self.look(writes.directory, writes.name)
         if seen is not None:
             key = writes.directory.number, writes.name
             known = self.known(key, writes.path, seen)
@@ -187,6 +189,18 @@ class Mirror:
         self._told = {key: told for key, told in self._told.items() if told.until > received}
 
     # --- what is known
+
+    def look(self, directory: Directory, name: bytes) -> os.stat_result | None:
+        """What is under a name where something has happened. If that cannot be seen now, it is looked at soon."""
+        seen = self.tree.look(directory, name)
+        if seen is None and not self.tree.is_reachable(directory):
+            key = directory.number, name
+            known = self.record.known(key)
+            if known is not None:
+                self.remember(key, Known(known.number, known.inode))
+            if directory not in self.doubtful:
+                self.doubtful.append(directory)
+        return seen
 
     def remember(self, key: Key, known: Known) -> None:
         if not self.record.remember(self.id, key, known):

@@ -39,6 +39,8 @@ class Scanner:
         self._new: deque[tuple[int, Steps]] = deque()
         """Looks at new directories, each with the place in the queue that has to be reached first: where notifications
         from before the look are still to be read, paths may yet turn out to mean something else."""
+        self._queued: set[int] = set()
+        """Directories in that queue."""
         self._known: deque[Steps] = deque()
         self._wanted: Look | None = None
         self._rescan: Look | None = None
@@ -72,12 +74,16 @@ class Scanner:
         for steps in (*(steps for _, steps in self._new), *self._known):
             steps.close()
         self._new.clear()
+        self._queued.clear()
         self._known.clear()
         self._rescan = self._wanted = None
 
     def look_into(self, directory: Directory) -> None:
         """Look at a directory that is new here, soon: what is in it may have been there before its watch."""
         directory.is_unseen = False
+        if directory.number in self._queued:
+            return
+        self._queued.add(directory.number)
         self._new.append((self._mirror.tree.inotify.end(), self._look(directory, Look("scan"))))
 
     def _look_deep(self, directory: Directory, look: Look) -> None:
@@ -119,10 +125,13 @@ class Scanner:
 
     def _look(self, directory: Directory, look: Look) -> Steps:
         """Compare what is in a directory with what is known of it."""
+        self._queued.discard(directory.number)
         try:
             fd = self._mirror.tree.open_again(directory)
         except (OSError, Unreachable):
             directory.is_unseen = True  # it is gone or elsewhere, and notifications will tell
+            if self._mirror.tree.inotify.waiting() and self._mirror.tree.at(directory.identity) is directory:
+                self.look_into(directory)
             return
         try:
             here: set[bytes] = set()

@@ -135,6 +135,14 @@ class Tree:
         except (OSError, Unreachable):
             return None
 
+    def is_reachable(self, directory: Directory) -> bool:
+        """Whether a directory is where it was last heard of."""
+        try:
+            self.descriptor(directory)
+        except Unreachable:
+            return False
+        return True
+
     def release(self) -> None:
         """Close what is only kept open for speed: an open directory would keep a file system from being unmounted."""
         for fd in self._descriptors.values():

@@ -100,7 +100,7 @@ class Watcher:
             self._appeared(directory, name, is_directory)
 
     def _appeared(self, directory: Directory, name: bytes, is_directory: bool, detail: str | None = None) -> None:
-        seen = self.tree.look(directory, name)
+        seen = self.mirror.look(directory, name)
         if seen is not None and stat.S_ISDIR(seen.st_mode) != is_directory:
             seen = None  # it is another file by now, and that one has a notification of its own
         self._replaced(directory, name, seen)
@@ -150,7 +150,7 @@ class Watcher:
             return
         former = move.directory.number, move.name
         vanished = self.mirror.already_told(former, VANISHED, self._position)
-        seen = self.tree.look(directory, name)
+        seen = self.mirror.look(directory, name)
         is_exchange = self._is_exchange(former, key, move)
         if not (appeared and vanished):
             detail = "exchange" if is_exchange else None
@@ -188,7 +188,7 @@ class Watcher:
     def _changed(self, directory: Directory, name: bytes, is_directory: bool, cookie: int) -> None:
         key = directory.number, name
         path = self.tree.text(directory, name)
-        seen = self.tree.look(directory, name)
+        seen = self.mirror.look(directory, name)
         if seen is None:
             self.mirror.tell("attrib", path)
         elif not self.mirror.is_old_news(key, seen, self._position):
@@ -247,9 +247,16 @@ class Watcher:
         dues = [move.deadline for move in self._moves.values()]
         return min(dues if due is None else [due, *dues], default=None)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether there are directories to be looked at."""
+        return self.scanner.is_busy or bool(self.mirror.doubtful)
+
     def scan(self, until: int) -> None:
         """Look at directories until a time of the monotonic clock."""
         self.mirror.now = time.time_ns()
+        while self.mirror.doubtful:
+            self.scanner.look_into(self.mirror.doubtful.pop())
         ended = self.scanner.step(until)
         if ended is not None:
             self._rescan_ended(ended)

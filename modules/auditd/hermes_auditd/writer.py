@@ -14,7 +14,7 @@ from hermes_auditd.record import HOST, PRUNE_STEP, Record, is_corrupt, is_transi
 
 DELAY = 50 * MILLISECOND
 """How long a row may wait for others to be written with it."""
-BATCH = 3000
+BATCH = 10_000
 """Rows that are written without waiting longer."""
 HELD_ROWS = 100_000
 """Rows kept in memory, some 60 MB, while the disk takes none. What is more is given up, and found by a rescan."""

@@ -44,7 +44,7 @@ class Local:
         """Have the daemon do all that there is to do by now."""
         for _ in range(3):  # what is begun after a commit, such as a rescan, is done in the next round
             for watcher in self.daemon.watchers.values():
-                while watcher.read() or watcher.scanner.is_busy:
+                while watcher.read() or watcher.is_busy:
                     watcher.scan(time.monotonic_ns() + 10**9)
                 watcher.settle_all()
             self.daemon._commit()
