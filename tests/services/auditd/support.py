@@ -19,7 +19,7 @@ from hermes_auditd.daemon import Daemon
 from hermes_auditd.reader import Filter, Reader, Row, Verdict
 
 PACKAGE = Path(__file__).resolve().parents[3] / "modules" / "auditd"
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds after which a test gives up; never what a test measures."""
 FILE_KINDS = ("create", "write", "delete", "rename", "chmod", "chown", "attrib")
 
@@ -187,7 +187,20 @@ class Program:
             reader.close()
 
     def wait_row(self, within: float = PATIENCE, **wanted: Any) -> float:
-        return eventually(lambda: bool(self.rows(**wanted)), f"a row with {wanted}", within)
+        """Wait for a row; each is looked at once, so that waiting takes no processor from the daemon."""
+        reader, seen = Reader(self.data["database"]), 0
+
+        def condition() -> bool:
+            nonlocal seen
+            last = reader.last_id()
+            found = any(True for _ in reader.rows(Filter(**wanted), seen))
+            seen = last
+            return found
+
+        try:
+            return eventually(condition, f"a row with {wanted}", within)
+        finally:
+            reader.close()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from tests.services.auditd.conftest import Locally, Start
 from tests.services.auditd.support import PACKAGE, Local, eventually, let_pass
+from tests.unit.support import PROPERTY
 
 Audit = Callable[..., tuple[int, str]]
 
@@ -51,12 +52,14 @@ def paths(output: str) -> list[str]:
     return [Path(json.loads(line)["path"]).name for line in output.splitlines()]
 
 
+@PROPERTY
 @given(st.binary())
 def test_every_name_is_escaped_to_printable_text_and_back(raw: bytes) -> None:
     text = escape(raw)
     assert unescape(text) == raw and text.isprintable() and neutralise(text) == text
 
 
+@PROPERTY
 @given(st.text())
 def test_nothing_that_is_printed_can_speak_to_the_terminal(text: str) -> None:
     assert neutralise(text).isprintable()

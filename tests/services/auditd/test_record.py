@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from tests.services.auditd.conftest import Locally, Start
 from tests.services.auditd.support import eventually, rows, settings, told, verdicts
+from tests.unit.support import PROPERTY
 
 DAY = 86400 * 10**9
 
@@ -129,6 +130,7 @@ def fill(record: Record, agent: int, times: list[int], path: str = "/x") -> None
     record.commit()
 
 
+@PROPERTY
 @given(data=st.data())
 def test_pruning_removes_the_oldest_and_leaves_the_record_whole(data: st.DataObject, tmp_path_factory: Any) -> None:
     path = str(tmp_path_factory.mktemp("prune") / "audit.db")
