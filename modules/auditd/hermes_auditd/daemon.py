@@ -21,6 +21,8 @@ from hermes_auditd.record import is_corrupt, open_record, set_aside
 from hermes_auditd.watcher import Watcher
 from hermes_auditd.writer import Writer
 
+READ_TIME = 50 * MILLISECOND
+"""Handling one agent's notifications in one turn: the others wait for it."""
 SCAN_TIME = 20 * MILLISECOND
 """Looking at directories in one turn; notifications are read in between."""
 TICK = 1000 * MILLISECOND
@@ -131,11 +133,12 @@ class Daemon:
             if signal.SIGHUP in self._signals:
                 self._signals.discard(signal.SIGHUP)
                 self._reload_from(config_path)
-            for fd, _ in self._poll.poll(self._timeout()):
-                if fd == wakeup:
-                    os.read(wakeup, 64)
-                else:
-                    self._by_fd[fd].read()
+            ready = {fd for fd, _ in self._poll.poll(self._timeout())}
+            if wakeup in ready:
+                os.read(wakeup, 64)
+            for fd, watcher in self._by_fd.items():
+                if fd in ready or watcher.is_behind:
+                    watcher.read(time.monotonic_ns() + READ_TIME)
             self.turn()
         service.notify("STOPPING=1")
         self.stop()
@@ -157,7 +160,7 @@ class Daemon:
 
     def _timeout(self) -> int:
         """Milliseconds until something is due."""
-        if any(watcher.is_busy for watcher in self.watchers.values()):
+        if any(watcher.is_busy or watcher.is_behind for watcher in self.watchers.values()):
             return 0
         now = time.monotonic_ns()
         dues = [self._next_tick, self.writer.due(now), *(watcher.next_due() for watcher in self.watchers.values())]

@@ -17,7 +17,6 @@ MOVED_FROM = 0x40
 MOVED_TO = 0x80
 CREATE = 0x100
 DELETE = 0x200
-UNMOUNT = 0x2000
 Q_OVERFLOW = 0x4000
 IGNORED = 0x8000
 ISDIR = 0x40000000
@@ -44,7 +43,9 @@ class Inotify:
     def __init__(self) -> None:
         self.fd = _call(_LIBC.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
         self.received = 0
-        """Bytes read so far: the place in the stream that has been reached."""
+        """Bytes read so far."""
+        self.handled = 0
+        """Of them, those of notifications that whoever reads is done with: the place that it has reached."""
 
     def fileno(self) -> int:
         return self.fd
@@ -83,3 +84,4 @@ class Inotify:
             watch, mask, cookie, length = _HEADER.unpack_from(data, position)
             position += 16 + length
             yield watch, mask, cookie, data[position - length : position].rstrip(b"\0"), start + position
+            self.handled = start + position

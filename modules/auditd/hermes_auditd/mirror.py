@@ -16,7 +16,7 @@ from typing import NamedTuple
 from hermes_auditd.chain import Event
 from hermes_auditd.config import Agent
 from hermes_auditd.record import Key, Known, Record
-from hermes_auditd.text import escape
+from hermes_auditd.text import escape, shorten
 from hermes_auditd.tree import Directory, Tree, Unreachable, identity
 from hermes_auditd.writes import Coalescer, Writes
 
@@ -91,7 +91,7 @@ class Mirror:
         self.writes = Coalescer(window)
         self.lost: list[Steps] = []
         """What is still to be told of directories that are gone."""
-        self.doubtful: list[Directory] = []
+        self.doubtful: dict[int, Directory] = {}
         """Where something happened that could not be looked at."""
         self._told: dict[Key, Told] = {}
 
@@ -162,6 +162,7 @@ class Mirror:
     # --- what was told already
 
     def note_told(self, key: Key, what: str) -> None:
+        self._told.pop(key, None)
         self._told[key] = Told(what, self.tree.inotify.end())
 
     def already_told(self, key: Key, what: str, position: int) -> bool:
@@ -185,8 +186,9 @@ class Mirror:
 
     def forget_told(self) -> None:
         """Drop what the queue has passed by."""
-        received = self.tree.inotify.received
-        self._told = {key: told for key, told in self._told.items() if told.until > received}
+        handled = self.tree.inotify.handled
+        while self._told and self._told[key := next(iter(self._told))].until <= handled:
+            del self._told[key]
 
     # --- what is known
 
@@ -198,8 +200,7 @@ class Mirror:
             known = self.record.known(key)
             if known is not None:
                 self.remember(key, Known(known.number, known.inode))
-            if directory not in self.doubtful:
-                self.doubtful.append(directory)
+            self.doubtful[directory.number] = directory
         return seen
 
     def remember(self, key: Key, known: Known) -> None:
@@ -240,7 +241,7 @@ class Mirror:
                     known = self.record.known((number, name))
                     if known is None:
                         continue
-                    below = f"{path}/{escape(name)}"
+                    below = shorten(f"{path}/{escape(name)}")
                     self.tell("delete", below, origin=origin, detail=detail)
                     self.record.forget(self.id, (number, name))
                     if known.number is not None:
@@ -317,7 +318,7 @@ class Mirror:
                 return
             reason = f"the agent may have {self.tree.limit} watches"
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
                 raise
             reason = "the kernel has no watch left for the daemon (sysctl fs.inotify.max_user_watches)"
         self.unwatched += 1

@@ -162,6 +162,7 @@ class Record:
             "INSERT OR IGNORE INTO agent (id, name, path, root, head_hash, pruned_hash) VALUES (?, '', '', 0, ?, ?)",
             (HOST, START, START),
         )
+        self._forget_orphans()
         self._last: int = execute("SELECT coalesce(max(head_id), 0) FROM agent").fetchone()[0]
         highest = "SELECT max((SELECT coalesce(max(number), 0) FROM entry), (SELECT max(root) FROM agent))"
         self._number: int = execute(highest).fetchone()[0]
@@ -363,7 +364,7 @@ class Record:
     def remembered(self, agent: int) -> int:
         return self._remembered[agent]
 
-    def forget_orphans(self) -> None:
+    def _forget_orphans(self) -> None:
         """Entries of directories that are no more: left where an agent had more entries than its share."""
         statement = (
             "DELETE FROM entry WHERE parent NOT IN (SELECT number FROM entry WHERE number IS NOT NULL)"

@@ -97,7 +97,7 @@ class Scanner:
             if self._mirror.lost:
                 if not advance(self._mirror.lost[0]):
                     self._mirror.lost.pop(0)
-            elif self._new and self._new[0][0] <= self._mirror.tree.inotify.received:
+            elif self._new and self._new[0][0] <= self._mirror.tree.inotify.handled:
                 if not advance(self._new[0][1]):
                     self._new.popleft()
             elif self._known and not self._new:
@@ -130,7 +130,8 @@ class Scanner:
             fd = self._mirror.tree.open_again(directory)
         except (OSError, Unreachable):
             directory.is_unseen = True  # it is gone or elsewhere, and notifications will tell
-            if self._mirror.tree.inotify.waiting() and self._mirror.tree.at(directory.identity) is directory:
+            queue = self._mirror.tree.inotify
+            if queue.end() > queue.handled and self._mirror.tree.at(directory.identity) is directory:
                 self.look_into(directory)
             return
         try:

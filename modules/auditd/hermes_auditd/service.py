@@ -18,8 +18,11 @@ def notify(*assignments: str) -> None:
     """Tell systemd (sd_notify(3)); nothing without systemd."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
-        # Whoever is not heard is noticed by the watchdog; to end for it would be worse.
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        # The record does not wait for whoever should listen, and does not end for it: the watchdog notices.
+        with (
+            suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sender,
+        ):
             sender.sendto("\n".join(assignments).encode(), "\0" + address[1:] if address[0] == "@" else address)
 
 

@@ -9,6 +9,9 @@ import re
 CUT = "\\.../"
 r"""What a path starts with that was too long to record whole. ``\.`` is not otherwise part of an escaped path."""
 
+LONGEST = 16384
+"""Characters of an escaped path that are kept: the longest that the kernel takes, all of it escaped."""
+
 _ESCAPED = re.compile(r"\\(\\|x[0-9a-f]{2})")
 
 
@@ -37,6 +40,13 @@ def neutralise(text: str) -> str:
         else "".join(f"\\x{byte:02x}" for byte in character.encode(errors="surrogateescape"))
         for character in text
     )
+
+
+def shorten(path: str) -> str:
+    """The end of a path that is longer than any the kernel takes: there are such, made step by step."""
+    if len(path) <= LONGEST:
+        return path
+    return CUT + path[path.index("/", len(path) - LONGEST) + 1 :]
 
 
 def unescape(text: str) -> bytes:

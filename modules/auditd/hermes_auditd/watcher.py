@@ -3,7 +3,7 @@
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from hermes_auditd import inotify
@@ -38,7 +38,10 @@ class Watcher:
         self.record = record
         self.scanner = Scanner(self.mirror)
         self._config = config
+        self._unhandled: Iterator[inotify.Notification] | None = None
         self._moves: dict[int, Move] = {}
+        self._leaving: dict[Key, int] = {}
+        """The cookie of the move that takes away what was under a name."""
         self._last_rename: tuple[Key, Key] | None = None
         """From where, and to where."""
         self._position = 0
@@ -52,12 +55,17 @@ class Watcher:
 
     # --- notifications
 
-    def read(self) -> bool:
-        """Handle what is in the queue, up to `READ_SIZE`; whether there was anything."""
+    def read(self, until: int | None = None) -> bool:
+        """Handle up to `READ_SIZE` of what is in the queue; whether there was anything.
+
+        At a time of the monotonic clock it stops, and the rest is handled at the next call.
+        """
         mirror, watched = self.mirror, self.tree.watched
         mirror.now, self._monotonic = time.time_ns(), time.monotonic_ns()
-        before = self.tree.inotify.received
-        for watch, mask, cookie, name, position in self.tree.inotify.read(READ_SIZE):
+        before = self.tree.inotify.handled
+        if self._unhandled is None:
+            self._unhandled = self.tree.inotify.read(READ_SIZE)
+        for watch, mask, cookie, name, position in self._unhandled:
             self._position = position
             directory = watched.get(watch)
             if directory is not None and name:
@@ -67,10 +75,19 @@ class Watcher:
                 self._overflowed()
             elif directory is not None:  # else it is the rest of a watch that was ended
                 self._handle_own(directory, mask)
+            if until is not None and time.monotonic_ns() > until:
+                break
+        else:
+            self._unhandled = None
         if mirror.has_told:
             mirror.forget_told()
         self._last_read = mirror.now
-        return self.tree.inotify.received > before
+        return self._unhandled is not None or self.tree.inotify.handled > before
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether notifications were read that are still to be handled."""
+        return self._unhandled is not None
 
     def _handle_own(self, directory: Directory, mask: int) -> None:
         """A notification about a watched directory itself; its parent's tells the same but for the topmost one."""
@@ -137,11 +154,12 @@ class Watcher:
         self.mirror.flush((directory.number, name))
         deadline = time.monotonic_ns() + MOVE_TIMEOUT
         self._moves[cookie] = Move(directory, name, self.tree.text(directory, name), deadline)
+        self._leaving[directory.number, name] = cookie
 
     def _moved_to(self, directory: Directory, name: bytes, is_directory: bool, cookie: int) -> None:
         key = directory.number, name
         self.mirror.flush(key)
-        move = self._moves.pop(cookie, None)
+        move = self._take_move(cookie)
         self._settle_move(directory, name)
         appeared = self.mirror.already_told(key, APPEARED, self._position)
         if move is None:
@@ -224,17 +242,24 @@ class Watcher:
         self._settle_moves(time.monotonic_ns() + MOVE_TIMEOUT)
 
     def _settle_moves(self, monotonic: int) -> None:
-        for cookie in [cookie for cookie, move in self._moves.items() if move.deadline <= monotonic]:
-            self._moved_out(self._moves.pop(cookie))
+        while self._moves and next(iter(self._moves.values())).deadline <= monotonic:
+            self._moved_out(self._take_move(next(iter(self._moves))))
 
     def _settle_move(self, directory: Directory, name: bytes) -> None:
         """Something new appears under a name: what was moved away from there before does not come any more."""
-        for cookie, move in self._moves.items():
-            if move.directory is directory and move.name == name:
-                self._moved_out(self._moves.pop(cookie))
-                break
+        cookie = self._leaving.get((directory.number, name))
+        if cookie is not None:
+            self._moved_out(self._take_move(cookie))
 
-    def _moved_out(self, move: Move) -> None:
+    def _take_move(self, cookie: int) -> Move | None:
+        move = self._moves.pop(cookie, None)
+        if move is not None:
+            self._leaving.pop((move.directory.number, move.name), None)
+        return move
+
+    def _moved_out(self, move: Move | None) -> None:
+        if move is None:
+            return
         key = move.directory.number, move.name
         if not self.mirror.already_told(key, VANISHED, self._position):
             self.mirror.tell("delete", move.path, detail="moved out")
@@ -244,8 +269,8 @@ class Watcher:
     def next_due(self) -> int | None:
         """When `settle` has something to do, on the monotonic clock."""
         due = self.mirror.writes.next_due()
-        dues = [move.deadline for move in self._moves.values()]
-        return min(dues if due is None else [due, *dues], default=None)
+        move = next(iter(self._moves.values()), None)
+        return min((moment for moment in (due, move and move.deadline) if moment is not None), default=None)
 
     @property
     def is_busy(self) -> bool:
@@ -256,7 +281,7 @@ class Watcher:
         """Look at directories until a time of the monotonic clock."""
         self.mirror.now = time.time_ns()
         while self.mirror.doubtful:
-            self.scanner.look_into(self.mirror.doubtful.pop())
+            self.scanner.look_into(self.mirror.doubtful.popitem()[1])
         ended = self.scanner.step(until)
         if ended is not None:
             self._rescan_ended(ended)
@@ -319,6 +344,7 @@ class Watcher:
             self.mirror.tell("unwatch", self.mirror.path, detail=why)
             self.scanner.stop()
             self._moves.clear()
+            self._leaving.clear()
             self.tree.clear()
 
 

@@ -19,7 +19,7 @@ from hermes_auditd.daemon import Daemon
 from hermes_auditd.reader import Filter, Reader, Row, Verdict
 
 PACKAGE = Path(__file__).resolve().parents[3] / "modules" / "auditd"
-PATIENCE = 120.0
+PATIENCE = 60.0
 """Seconds after which a test gives up; never what a test measures."""
 FILE_KINDS = ("create", "write", "delete", "rename", "chmod", "chown", "attrib")
 
@@ -129,7 +129,11 @@ class Program:
     def start(self, ready: bool = True) -> None:
         self.config.write_text(json.dumps(self.data))
         command = [*self.wrapper, sys.executable, "-m", "hermes_auditd.daemon", f"--config={self.config}"]
-        environment = os.environ | {"PYTHONPATH": str(PACKAGE), "NOTIFY_SOCKET": str(self.directory / "notify")}
+        environment = os.environ | {
+            "PYTHONPATH": str(PACKAGE),
+            "NOTIFY_SOCKET": str(self.directory / "notify"),
+            "PYTHONFAULTHANDLER": "1",
+        }
         self.said.clear()
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=log)
@@ -168,7 +172,10 @@ class Program:
 
     def wait(self) -> int:
         assert self.process is not None
-        return self.process.wait(PATIENCE)
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"hermes-auditd does not end; {self.evidence()}") from None
 
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -199,8 +206,19 @@ class Program:
 
         try:
             return eventually(condition, f"a row with {wanted}", within)
+        except AssertionError:
+            raise AssertionError(f"there is no row with {wanted} within {within} s; {self.evidence()}") from None
         finally:
             reader.close()
+
+    def evidence(self) -> str:
+        """Where the program is, and what it said. Ends it."""
+        assert self.process is not None
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGABRT)  # Python's faulthandler then says where it is
+        self.process.wait()
+        newest = [f"{row['kind']} {row['path']}" for row in self.rows()[-5:]]
+        return f"the newest rows are {newest}, and hermes-auditd says\n{self.log}"
 
 
 @contextmanager

@@ -5,17 +5,18 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hermes_auditd import config
+from hermes_auditd import config, service
 from hermes_auditd.errors import AuditError
 
 from tests.services.auditd.conftest import Locally, Start
-from tests.services.auditd.support import PACKAGE, Program, eventually, let_pass, settings, told
+from tests.services.auditd.support import PACKAGE, Program, eventually, let_pass, settings, time_limit, told
 
 
 def test_ready_is_who_has_watched_everything(start: Start, home: Path) -> None:
@@ -33,6 +34,18 @@ def test_the_watchdog_is_fed(start: Start) -> None:
     running.wait_told("WATCHDOG=1")
     running.said.clear()
     running.wait_told("WATCHDOG=1")
+
+
+def test_a_systemd_that_does_not_listen_keeps_the_daemon_from_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    address = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener, time_limit(20):
+        listener.bind(address)
+        for _ in range(2000):  # far more than fit into its queue
+            service.notify("WATCHDOG=1")
+        assert listener.recv(100) == b"WATCHDOG=1"
 
 
 def test_a_hanging_daemon_does_not_feed_the_watchdog(start: Start) -> None:
