@@ -29,8 +29,10 @@ TICK = 1000 * MILLISECOND
 CLOCK_TOLERANCE = 2000 * MILLISECOND
 """What the clock may be set by, at once, without its being told: NTP corrects less than this all the time."""
 METRICS_TICKS = 5
-DRAIN_TIME = 10_000 * MILLISECOND
+DRAIN_TIME = 20_000 * MILLISECOND
 """For what is still to be handled when the daemon is told to stop."""
+STOP_PATIENCE = 5.0
+"""Seconds for the last rows to be written."""
 AGE_TICKS = 60
 HEADS_TICKS = 3600
 
@@ -108,6 +110,8 @@ class Daemon:
         deadline = time.monotonic_ns() + DRAIN_TIME
         while (watcher.read() or watcher.is_busy) and time.monotonic_ns() < deadline:
             watcher.scan(time.monotonic_ns() + SCAN_TIME)
+        if watcher.is_busy or watcher.is_behind:
+            service.log(service.NOTICE, f"of agent {watcher.agent.name}, the rest is found at the next start")
         watcher.settle_all()
 
     def stop(self) -> None:
@@ -115,7 +119,7 @@ class Daemon:
         for watcher in self.watchers.values():
             self._drain(watcher)
         self.writer.tell("stop", "stopped")
-        self.writer.commit()
+        self.writer.commit_at_last(STOP_PATIENCE)
         self._log_heads()
         self.close()
 

@@ -95,6 +95,11 @@ def is_corrupt(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
+def is_busy(error: sqlite3.Error) -> bool:
+    """Somebody else holds the lock."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
 def is_transient(error: sqlite3.Error) -> bool:
     """A full or read-only disk, an error of the device, a lock held by somebody: what another try may get over."""
     return isinstance(error, sqlite3.OperationalError) and not is_corrupt(error)
@@ -181,8 +186,9 @@ class Record:
 
     def reconnect(self) -> None:
         """Open the file anew, after an error that may lie in the open file."""
+        fresh = connect(self.path)
         self._connection.close()
-        self._connection = connect(self.path)
+        self._connection = fresh
 
     # --- agents
 

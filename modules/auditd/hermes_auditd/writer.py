@@ -10,7 +10,7 @@ from hermes_auditd import service
 from hermes_auditd.chain import Event
 from hermes_auditd.config import Limits
 from hermes_auditd.mirror import MILLISECOND
-from hermes_auditd.record import HOST, PRUNE_STEP, Record, is_corrupt, is_transient
+from hermes_auditd.record import HOST, PRUNE_STEP, Record, is_busy, is_corrupt, is_transient
 
 DELAY = 50 * MILLISECOND
 """How long a row may wait for others to be written with it."""
@@ -19,6 +19,8 @@ BATCH = 10_000
 HELD_ROWS = 100_000
 """Rows kept in memory, some 60 MB, while the disk takes none. What is more is given up, and found by a rescan."""
 RETRY = 1000 * MILLISECOND
+PATIENCE = 5000 * MILLISECOND
+"""How long somebody else may hold the lock, as a reader does for a moment when it opens the database."""
 ENOUGH = 0.9
 """Pruning goes on until this part of what an agent may have is left."""
 DAY = 86400 * 1000 * MILLISECOND
@@ -39,6 +41,7 @@ class Writer:
         self._lost = 0
         self._oldest: int | None = None
         self._retry_at = 0
+        self._busy_since = 0
         self._pruning: dict[int, tuple[int, int | None]] = {}
 
     def tell(self, kind: str, detail: str, first: int | None = None, count: int = 1) -> None:
@@ -63,6 +66,7 @@ class Writer:
         except sqlite3.Error as error:
             self._failed(error)
             return False
+        self._busy_since = 0
         self.counters["rows"] += rows
         if self._oldest is not None:
             self.lag, self._oldest = time.monotonic_ns() - self._oldest, None
@@ -70,11 +74,26 @@ class Writer:
             self._works_again()
         return True
 
+    def commit_at_last(self, seconds: float) -> None:
+        """Write what waits before the end, and give up only after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while not self.commit():
+            if time.monotonic() > deadline:
+                service.log(service.WARNING, f"{self.record.waiting} rows could not be written")
+                return
+            time.sleep(DELAY / 1e9)
+
     def _failed(self, error: sqlite3.Error) -> None:
         if is_corrupt(error) or not is_transient(error):
             raise error
+        now = time.monotonic_ns()
+        if is_busy(error):
+            self._busy_since = self._busy_since or now
+            if now < self._busy_since + PATIENCE:
+                self._retry_at = now + DELAY
+                return
         self.counters["write_errors"] += 1
-        self._retry_at = time.monotonic_ns() + RETRY
+        self._retry_at = now + RETRY
         if self.trouble is None:
             self.trouble = str(error)
             service.log(service.WARNING, f"the record cannot be written, rows wait in memory: {error}")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import time
@@ -372,6 +373,24 @@ def test_what_does_not_fit_into_memory_is_found_again(
     created = [line for line in told(local.rows(), home, origin=True) if "create" in line]
     assert sorted(created) == sorted(f"create {number} gap" for number in range(100))
     assert faults(local.data["database"]) == []
+
+
+def test_who_locks_the_record_delays_it_and_nothing_more(start: Start, home: Path) -> None:
+    running = start()
+    (home / "before").touch()
+    running.wait_row(path="*/before")
+    connection = sqlite3.connect(running.data["database"], isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    (home / "meanwhile").touch()
+    running.signal(signal.SIGTERM)
+    assert running.process is not None
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.process.wait(1)
+    connection.execute("ROLLBACK")
+    connection.close()
+    assert running.wait() == 0
+    assert "create meanwhile" in told(running.rows(), home) and running.rows()[-1]["kind"] == "stop"
+    assert "cannot be written" not in running.log and running.rows(kinds=("gap",)) == []
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
