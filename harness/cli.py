@@ -100,7 +100,7 @@ def verify(
     json_file: JsonOption = None,
     claim: Annotated[list[str] | None, typer.Option("--claim", help="Only this claim (may be repeated).")] = None,
     hijack: Annotated[
-        bool, typer.Option("--hijack/--no-hijack", help="Have real Hermes agents attack too: some minutes more.")
+        bool, typer.Option("--hijack/--no-hijack", help="Have real Hermes agents attack too (unfinished).")
     ] = False,
     workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Machines at once.")] = 2,
     guest: GuestOption = DEFAULTS.guest,
