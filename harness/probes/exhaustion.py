@@ -39,8 +39,8 @@ def measure(machine: Machine, neighbour: Agent) -> Health:
     wrote = "head -c 1M /dev/zero > /root/health && sync /root/health && grep MemAvailable /proc/meminfo"
     available = machine.host.check_output(wrote).split()[1]
     written = time.monotonic()
-    # Nothing listens there; who says so is the neighbour. (No ping: it would have the kernel change its own code to
-    # note times of arrival, on which QEMU's emulation has panicked under load.)
+    # Nothing listens there; who says so is the neighbour. (No ping: for the time of arrival the kernel changes its own
+    # code while it runs, on which an emulated one has panicked under a flood.)
     connect = f"LC_ALL=C bash -c ': > /dev/tcp/{neighbour.network.ipv4.address}/9' 2>&1 | grep -o 'Connection refused'"
     machine.host.check_output(connect)
     return Health(ordered - started, written - ordered, time.monotonic() - written, int(available) << 10)

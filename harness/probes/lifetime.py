@@ -49,23 +49,27 @@ def boot_in_steps(machine: Machine, plan: Plan, ready: Callable[[], None]) -> Bo
     machine.put(HOLD.encode(), HOLD_PATH)
     machine.run("sync").check()
     machine.power_cycle(BOOT_TIMEOUT)
-    wait_until("a boot up to the table", lambda: waiting_for(host) == ["nftables.service"], timeout=BOOT_TIMEOUT)
+    wait_until("a boot up to the table", lambda: started_now(host) == {"nftables.service"}, timeout=BOOT_TIMEOUT)
     held = who_runs(host, agents)
     machine.run("echo on > /run/hold").check()
-    wait_until("a boot without the table", lambda: waiting_for(host) == [], timeout=BOOT_TIMEOUT)
+    wait_until("a boot without the table", lambda: not list_jobs(host), timeout=BOOT_TIMEOUT)
     failed = who_runs(host, agents)
-    host.check_output(MEND)
+    machine.run(MEND, timeout=BOOT_TIMEOUT).check()
     ready()
     return Boot(held, failed, who_runs(host, agents))
 
 
-def waiting_for(host: Host) -> list[str]:
-    """The units that are being started right now; what only waits for them is not listed."""
-    jobs = host.check_output("systemctl list-jobs --no-legend --plain").splitlines()
-    return sorted(job.split()[1] for job in jobs if job.split()[-1] == "running")
+def list_jobs(host: Host) -> dict[str, str]:
+    """The units that systemd has something to do with, and whether it is ``running`` or only ``waiting``."""
+    jobs = [line.split() for line in host.check_output("systemctl list-jobs --no-legend --plain").splitlines()]
+    return {job[1]: job[3] for job in jobs if job[0].isdecimal()}
 
 
-# Datagrams without an end; says after each thousand how many.
+def started_now(host: Host) -> set[str]:
+    return {unit for unit, state in list_jobs(host).items() if state == "running"}
+
+
+# Datagrams without an end; says now and then how many of each family.
 SENDER = """\
     import itertools, json, socket
     sockets = [socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET6)]
@@ -75,7 +79,7 @@ SENDER = """\
                 sender.sendto(b"x", (address, 4000))
             except OSError:
                 pass  # refused, which is as well
-        if number % 1000 == 0:
+        if number % 100 == 0:
             print(json.dumps(number), flush=True)
     """
 # Says how many have come so far, of each family, when one has come.

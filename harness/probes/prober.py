@@ -52,6 +52,7 @@ class Try:
     message: bytes
     to: tuple[str, int] | None = None
     connecting: bool = False
+    connected: bool = False
     read: Callable[[bytes], bytes] = bytes
     everybody: bool = False
     answer: bytes = b""
@@ -70,7 +71,8 @@ class Try:
             if self.connecting:
                 self.connecting = False
                 self.sock.send(self.message)  # fails if the connection did
-                return False
+                self.connected = True
+                return True
             data = self.read(self.sock.recv(2000))
         except BlockingIOError:
             return False
@@ -244,13 +246,18 @@ def run(tries: list[Try]) -> None:
                     key.data.send()
 
 
+def said(each: Try) -> str:
+    """The answer; of a server that takes its time, that it is there."""
+    return each.answer.decode(errors="replace") or ("connected" if each.connected else "")
+
+
 def main() -> None:
     probes = json.load(sys.stdin)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     tries = [begin(probe) for probe in probes]
     run([each for each in tries if each is not None])
-    print(json.dumps([each.answer.decode(errors="replace") if each else "" for each in tries]))
+    print(json.dumps([said(each) if each else "" for each in tries]))
 
 
 if __name__ == "__main__":

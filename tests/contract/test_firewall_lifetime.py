@@ -89,9 +89,9 @@ def crossfire(machine: Machine, agents: Mapping[str, Agent]) -> tuple[Answers, A
 
 
 def try_again(sent: Answers) -> None:
-    """Until all has been tried anew a thousand times."""
+    """Until all has been tried anew some hundred times."""
     before = sent()[-1]
-    wait_until("a thousand datagrams more", lambda: sent()[-1] >= before + 2000)
+    wait_until("some hundred datagrams more", lambda: sent()[-1] >= before + 300)
 
 
 REMOVE_ROUTING = "ip -4 rule del priority 4701 && ip -6 rule del priority 4701"
