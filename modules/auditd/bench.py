@@ -169,8 +169,7 @@ def sustained(watcher: Watcher, home: Path, options: argparse.Namespace) -> dict
     directories = [home / f"s{number}" for number in range(count // 1000 + 1)]
     for directory in directories:
         directory.mkdir()
-    before = watcher.settle(len(watcher.seen.read()) + len(directories))
-    time.sleep(3)
+    before = watcher.settle(2**62)  # until no more come
     processor, started = watcher.processor(), time.monotonic()
     for number in range(count):
         file = os.open(f"{directories[number // 1000]}/{number}", os.O_CREAT | os.O_WRONLY)
