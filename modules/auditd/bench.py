@@ -169,8 +169,8 @@ def sustained(watcher: Watcher, home: Path, options: argparse.Namespace) -> dict
     directories = [home / f"s{number}" for number in range(count // 1000 + 1)]
     for directory in directories:
         directory.mkdir()
-    time.sleep(1)
-    before, processor, started = len(watcher.seen.read()), watcher.processor(), time.monotonic()
+    before = watcher.settle(2**62)  # until no more come
+    processor, started = watcher.processor(), time.monotonic()
     for number in range(count):
         file = os.open(f"{directories[number // 1000]}/{number}", os.O_CREAT | os.O_WRONLY)
         os.write(file, b"x")

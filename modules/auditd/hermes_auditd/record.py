@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hermes_auditd.chain import COLUMNS, START, Event, digest
+from hermes_auditd.checkpoint import Checkpointer
 from hermes_auditd.errors import AuditError
 
 MIGRATIONS = [
@@ -115,8 +116,8 @@ def connect(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_MS / 1000, cached_statements=256)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA wal_autocheckpoint = 4000")  # pages: 16 MB, so that a flood is not all checkpoints
-    connection.execute(f"PRAGMA journal_size_limit = {64 * 1024 * 1024}")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # a thread does that (hermes_auditd.checkpoint)
+    connection.execute("PRAGMA journal_size_limit = 0")  # so that the size of the log is what is in use of it
     connection.execute("PRAGMA cache_size = -16000")
     return connection
 
@@ -160,6 +161,7 @@ class Record:
         self._remembered: dict[int, int] = {}
         self._share: dict[int, int] = {}
         self._load()
+        self._checkpointer = Checkpointer(path)
 
     def _load(self) -> None:
         execute = self._connection.execute
@@ -182,6 +184,7 @@ class Record:
             raise _corrupt(answer)
 
     def close(self) -> None:
+        self._checkpointer.close()
         self._connection.close()
 
     def reconnect(self) -> None:
@@ -269,6 +272,7 @@ class Record:
         for agent, (_, cost) in costs.items():
             self._bytes[agent] += cost
         self._events, self._entries = [], {}
+        self._checkpointer.written(self._connection)
         return len(rows)
 
     def _chained(self) -> tuple[list[tuple[Any, ...]], dict[int, Head], dict[int, tuple[int, int]]]:

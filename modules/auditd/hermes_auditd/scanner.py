@@ -100,7 +100,7 @@ class Scanner:
             elif self._new and self._new[0][0] <= self._mirror.tree.inotify.handled:
                 if not advance(self._new[0][1]):
                     self._new.popleft()
-            elif self._known and not self._new:
+            elif self._known:
                 if not advance(self._known[0]):
                     self._known.popleft()
                     rescan = self._rescan

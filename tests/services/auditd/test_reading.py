@@ -7,12 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hermes_auditd import cli
+from hermes_auditd.cli import main as hermes_audit
 from hermes_auditd.text import escape, neutralise, unescape
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,7 +41,7 @@ def audit(local: Local, capsys: pytest.CaptureFixture[str]) -> Audit:
     """``audit("tail", "-n", "3")``: the exit code and what is printed."""
 
     def audit(*arguments: str) -> tuple[int, str]:
-        code = cli.main(["--database", local.data["database"], *arguments])
+        code = hermes_audit(["--database", local.data["database"], *arguments])
         return code, capsys.readouterr().out
 
     return audit
@@ -125,13 +124,13 @@ def test_verify_says_whole_and_where_the_chains_stand(audit: Audit, local: Local
 def test_a_wrong_question_gets_one_error(
     local: Local, capsys: pytest.CaptureFixture[str], arguments: list[str], word: str
 ) -> None:
-    assert cli.main(["--database", local.data["database"], *arguments]) == 2
+    assert hermes_audit(["--database", local.data["database"], *arguments]) == 2
     assert word in capsys.readouterr().err
 
 
 def test_a_wrong_time_is_refused(local: Local, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["query", "--since", "yesterday"])
+        hermes_audit(["query", "--since", "yesterday"])
     assert "'yesterday' is no time" in capsys.readouterr().err
 
 
@@ -147,11 +146,11 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(PACKAGE)}
 
 def test_tail_follows_what_is_recorded(start: Start, home: Path) -> None:
     running = start()
-    follow = command(running.data["database"], "tail", "-f", "-n", "0", "--json")
+    follow = command(running.data["database"], "tail", "-f", "-n", "1", "--json")
     with subprocess.Popen(follow, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as follower:
         try:
             assert follower.stdout is not None
-            time.sleep(0.5)
+            assert json.loads(follower.stdout.readline())["kind"] == "rescan"
             (home / "new").touch()
             assert json.loads(follower.stdout.readline())["path"] == f"{home}/new"
         finally:
