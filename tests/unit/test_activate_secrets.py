@@ -64,8 +64,6 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(activate, "prepare", lambda number: None)
     monkeypatch.setattr(activate, "configure", lambda number, agent: host.restarted.append(agent["name"]))
     monkeypatch.setattr(activate, "stop_units", lambda agents: None)
-    monkeypatch.setattr(activate, "running_containers", set)
-    monkeypatch.setattr(activate, "START_TIMEOUT", 0)
     monkeypatch.setattr(activate, "wait_running", lambda number: None)
     for name in ("coding-model-key", "research-model-key", "search-token", "writer-model-key"):
         host.encrypt(name, VALUE.replace(b"\0", b"") + name.encode())
