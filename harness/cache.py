@@ -2,6 +2,7 @@
 
     <root>/images/<key>/      guests' disks, kernels, initrds
     <root>/templates/<key>/   snapshots of booted machines
+    <root>/records/<key>/     tests that passed and need not be run again for now
     <root>/verdicts/<key>     small findings (which accelerator works here)
     <root>/run/<id>/          one running machine each, locked by its owner
     <root>/locks/             one lock file per entry being made
@@ -110,6 +111,13 @@ class Cache:
                 shutil.rmtree(partial, ignore_errors=True)
             return path
 
+    def remove(self, kind: str, key: str) -> None:
+        """Delete the entry, if it is there."""
+        path = self.path(kind, key)
+        if path.is_dir():
+            with explain_disk_errors(self.root), self.lock(f"{kind}-{key}"):
+                shutil.rmtree(path, ignore_errors=True)
+
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold ``locks/<name>`` for the duration; wait for whoever holds it."""
@@ -171,7 +179,9 @@ class Cache:
                 swept.append(path)
         return swept
 
-    def prune(self, *, unused_for: float, kinds: tuple[str, ...] = ("templates", "images", "roots")) -> list[Path]:
+    def prune(
+        self, *, unused_for: float, kinds: tuple[str, ...] = ("templates", "images", "roots", "records")
+    ) -> list[Path]:
         """Delete entries not used for that many seconds; returns what was deleted."""
         pruned = []
         for kind in kinds:

@@ -102,6 +102,9 @@ def verify(
     hijack: Annotated[
         bool, typer.Option("--hijack/--no-hijack", help="Have real Hermes agents attack too (unfinished).")
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Run the tests again too that take long and passed on the same host before.")
+    ] = False,
     workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Machines at once.")] = 2,
     guest: GuestOption = DEFAULTS.guest,
     accel: AccelOption = DEFAULTS.accel,
@@ -132,6 +135,7 @@ def verify(
                 *("-c", str(REPOSITORY / "pyproject.toml"), "-p", "no:terminal", "-p", "no:cacheprovider"),
                 *("-m", "hermes or not hermes" if hijack else "not hermes"),
                 *("-n", str(workers), "-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
+                *([] if fresh else ["--vm-records"]),
                 *(f"--vm-claim={each}" for each in claim or []),
                 *arguments,
             ],

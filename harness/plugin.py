@@ -13,7 +13,8 @@
     hijack_outcomes  the same of what real Hermes agents try when they are hijacked
     lab             makes machines of any plan
 
-A test of a claim is marked ``@pytest.mark.claim("D2")``.
+A test of a claim is marked ``@pytest.mark.claim("D2")``, and one that takes long ``@pytest.mark.recorded`` (see
+``harness.records``).
 """
 
 import json
@@ -41,6 +42,7 @@ from harness.probes.network import run_network, scene_builder, scene_content
 from harness.probes.sharing import run_sharing
 from harness.probes.stage import set_stage
 from harness.probes.ways import WAYS, plan_attempts, writes
+from harness.records import Records
 from harness.vm.accelerator import CHOICES
 from harness.vm.machine import Machine
 from harness.vm.template import Template
@@ -66,6 +68,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, (metavar, default, text) in OPTIONS.items():
         value = os.environ.get(f"TENTAFLAKE_{name.upper()}", default)
         group.addoption(f"--vm-{name}", metavar=metavar, default=value, help=f"{text} (now: {value})")
+    group.addoption(
+        "--vm-records",
+        action="store_true",
+        help="leave out tests marked `recorded` that passed on the same host before",
+    )
     group.addoption("--vm-claim", metavar="ID", action="append", help="only the tests of this claim (may be repeated)")
     group.addoption("--vm-shell", action="store_true", help="a root shell in the failed test's machine, before it goes")
 
@@ -85,6 +92,7 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim(id): this test attacks a claim of the contract")
+    config.addinivalue_line("markers", "recorded: takes long; see --vm-records")
     config.stash[SETTINGS] = _check_options(config)
     if hasattr(config, "workerinput"):
         config.option.loadgroup = config.workerinput["loadgroup"]
@@ -92,6 +100,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 SETTINGS = pytest.StashKey[Settings]()
 LAB = pytest.StashKey[Lab]()
+PLAN = pytest.StashKey[Plan]()
+RECORDS = pytest.StashKey[Records]()
 RUNNING = pytest.StashKey[list[Machine]]()
 CELLS = pytest.StashKey[list[dict[str, str]]]()
 
@@ -152,6 +162,52 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in set(deselected)]
+    if config.getoption("vm_records"):
+        items[:] = [OnRecord.of(item) or item for item in items]
+
+
+class OnRecord(pytest.Item):
+    """Stands for a test that is on record as passed: it has passed, and needs no machine."""
+
+    @classmethod
+    def of(cls, item: pytest.Item) -> pytest.Item | None:
+        if not item.get_closest_marker("recorded"):
+            return None
+        record = records_of(item.config).find(item.nodeid)
+        if record is None:
+            return None
+        assert item.parent
+        made: OnRecord = cls.from_parent(item.parent, name=item.name, nodeid=item.nodeid)
+        made.user_properties = [*item.user_properties, ("recorded", record.passed)]
+        made.own_markers = item.own_markers
+        return made
+
+    def runtest(self) -> None:
+        pass
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        return self.path, None, f"{self.name} (on record)"
+
+
+def lab_of(config: pytest.Config) -> Lab:
+    if LAB not in config.stash:
+        config.stash[LAB] = Lab(config.stash[SETTINGS])
+    return config.stash[LAB]
+
+
+def plan_of(config: pytest.Config) -> Plan:
+    """The plan under test, as its guest runs it."""
+    if PLAN not in config.stash:
+        agents, flake = config.getoption("vm_agents"), config.getoption("vm_flake")
+        plan = evaluate_flake(flake) if flake else reference_plan(agents and Path(agents))
+        config.stash[PLAN] = lab_of(config).adapt(plan)
+    return config.stash[PLAN]
+
+
+def records_of(config: pytest.Config) -> Records:
+    if RECORDS not in config.stash:
+        config.stash[RECORDS] = Records(lab_of(config), plan_of(config))
+    return config.stash[RECORDS]
 
 
 GROUPS = {
@@ -173,16 +229,12 @@ GROUPS = {
 
 @pytest.fixture(scope="session")
 def lab(pytestconfig: pytest.Config) -> Lab:
-    pytestconfig.stash[LAB] = made = Lab(pytestconfig.stash[SETTINGS])
-    return made
+    return lab_of(pytestconfig)
 
 
 @pytest.fixture(scope="session")
-def plan(pytestconfig: pytest.Config, lab: Lab) -> Plan:
-    if flake := pytestconfig.getoption("vm_flake"):
-        return lab.adapt(evaluate_flake(flake))
-    agents = pytestconfig.getoption("vm_agents")
-    return lab.adapt(reference_plan(agents and Path(agents)))
+def plan(pytestconfig: pytest.Config) -> Plan:
+    return plan_of(pytestconfig)
 
 
 @pytest.fixture(scope="session")
@@ -403,6 +455,15 @@ def _quiet_disk(machine: Machine) -> Iterator[None]:
         machine.process.execute("cont")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """What is left of machines now is for later tests; until then they stand still."""
+    yield
+    for machine in item.config.stash.get(RUNNING, []):
+        with suppress(HarnessError):  # who needs it next will hear of it
+            machine.pause()
+
+
 # --- evidence -------------------------------------------------------------------------------------------------
 
 
@@ -412,6 +473,11 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """On failure, before anything is torn down: evidence to disk, its place into the message."""
     report = yield
+    if item.get_closest_marker("recorded") and not isinstance(item, OnRecord):
+        if report.failed:
+            records_of(item.config).forget(item.nodeid)
+        elif report.passed and call.when == "call":
+            records_of(item.config).write(item.nodeid, call.duration)
     if call.when == "call" and (cells := item.stash.get(CELLS, None)):
         report.user_properties.append(("cells", cells))
     if call.excinfo is not None:

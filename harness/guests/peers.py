@@ -250,6 +250,8 @@ def connect(forks: Iterator[Machine], templates: Mapping[str, Path]) -> Network:
             orders.append(machine.shell.start(f"echo {peers[name].token} > {TOKEN_PATH}"))
     for finish in orders:
         finish().check()
+    for machine in machines.values():
+        machine.companions = [other for other in machines.values() if other is not machine]
     return Network(machines["host"], peers)
 
 

@@ -1,8 +1,10 @@
 """The verdict: claims and the isolation matrix, from test reports to JSON and to the terminal."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -43,6 +45,8 @@ class ClaimVerdict(msgspec.Struct, frozen=True):
     id: str
     verdict: Outcome
     tests: list[str]
+    on_record: dict[str, float]
+    """Those of the tests that were not run again, and when they passed (seconds since 1970)."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -70,6 +74,7 @@ class Collector:
     progress: Any = None
     tests: dict[str, list[tuple[str, TestOutcome]]] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
+    recorded: dict[str, float] = field(default_factory=dict)
     failures: list[pytest.TestReport | pytest.CollectReport] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     _done: int = 0
@@ -81,6 +86,7 @@ class Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         properties: list[tuple[str, Any]] = report.user_properties
         self.cells += [msgspec.convert(cell, Cell) for name, value in properties if name == "cells" for cell in value]
+        self.recorded |= {_test_id(report): value for name, value in properties if name == "recorded"}
         if report.failed:
             self.failures.append(report)
         outcome: TestOutcome | None = None
@@ -99,10 +105,17 @@ class Collector:
                 self.progress.update(f"{self._done} tests")
 
     def claims(self) -> list[ClaimVerdict]:
-        return [judge(claim.id, claim.to_come, self.tests.get(claim.id, [])) for claim in CLAIMS.values()]
+        return [
+            judge(claim.id, claim.to_come, self.tests.get(claim.id, []), self.recorded) for claim in CLAIMS.values()
+        ]
 
 
-def judge(claim: str, to_come: bool, tests: Sequence[tuple[str, TestOutcome]]) -> ClaimVerdict:
+def judge(
+    claim: str,
+    to_come: bool,
+    tests: Sequence[tuple[str, TestOutcome]],
+    recorded: Mapping[str, float] = MappingProxyType({}),
+) -> ClaimVerdict:
     """A claim is held when it has tests and all of them passed, but for those to which the host gives no occasion;
     broken when an attack got through."""
     outcomes = {outcome for _, outcome in tests} - {"inapplicable"}
@@ -113,7 +126,8 @@ def judge(claim: str, to_come: bool, tests: Sequence[tuple[str, TestOutcome]]) -
         verdict = "broken"
     elif outcomes != {"held"}:
         verdict = "untried"
-    return ClaimVerdict(claim, verdict, list(dict.fromkeys(name for name, _ in tests)))
+    names = list(dict.fromkeys(name for name, _ in tests))
+    return ClaimVerdict(claim, verdict, names, {name: recorded[name] for name in names if name in recorded})
 
 
 def matrix_table(cells: Iterable[Cell]) -> Table:
@@ -151,6 +165,7 @@ def claims_table(claims: Iterable[ClaimVerdict]) -> Table:
     for claim in claims:
         if claim.verdict != "to-come":
             tests = f"{len(claim.tests)} test{'s' if len(claim.tests) != 1 else ''}"
+            tests += f", {len(claim.on_record)} on record" if claim.on_record else ""
             table.add_row(claim.id, Text(claim.verdict, STYLES[claim.verdict]), tests, CLAIMS[claim.id].text)
     return table
 
@@ -178,6 +193,16 @@ def print_verdict(console: Console, verdict: Verdict, collector: Collector) -> N
             f"{verdict.guest} guest under {verdict.accelerator['accelerator'].upper()}",
         )
     )
+    passed = {test: time for claim in verdict.claims for test, time in claim.on_record.items()}
+    if passed:
+        since = datetime.fromtimestamp(min(passed.values())).astimezone()
+        console.print(
+            Text(
+                f"{len(passed)} tests that take long passed on the same host from {since:%Y-%m-%d %H:%M} on, "
+                "and were not run again: --fresh does",
+                "dim",
+            )
+        )
 
 
 def _test_id(report: pytest.TestReport) -> str:

@@ -69,16 +69,22 @@ class Shell:
     """A root shell over a connected socket. One command at a time.
 
     ``watch`` is called while waiting; it raises when the guest has died, so that no wait outlives it.
-    ``last_words`` gives the end of the guest's console, for the error when it does not answer.
+    ``last_words`` gives the end of the guest's console, for the error when it does not answer. ``resume`` is called
+    before each command.
     """
 
     def __init__(
-        self, connection: socket.socket, watch: Callable[[], None], last_words: Callable[[], str] = str
+        self,
+        connection: socket.socket,
+        watch: Callable[[], None],
+        last_words: Callable[[], str] = str,
+        resume: Callable[[], None] = lambda: None,
     ) -> None:
         self._socket = connection
         self._socket.setblocking(False)
         self._watch = watch
         self._last_words = last_words
+        self._resume = resume
         self._request = int.from_bytes(os.urandom(3), "big") << 8
         self._buffer = bytearray()
         self._unsent = bytearray()
@@ -122,6 +128,7 @@ class Shell:
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         assert argv, "an empty command"
         shown = command if isinstance(command, str) else " ".join(command)
+        self._resume()
         request = self._next_request()
         started = time.monotonic()
         deadline = started + timeout + GRACE

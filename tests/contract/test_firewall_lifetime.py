@@ -23,6 +23,8 @@ claim = pytest.mark.claim
 LIST = "nft --stateless --terse list table inet tentaflake"
 LOAD = f"nft -f {TABLE_PATH}"
 GUARD = "systemctl start tentaflake-guard.service"
+# It would load the table in the middle of a test.
+STOP_GUARD = "systemctl stop tentaflake-guard.timer tentaflake-guard.service"
 
 
 @claim("F6")
@@ -98,12 +100,13 @@ REMOVE_ROUTING = "ip -4 rule del priority 4701 && ip -6 rule del priority 4701"
 
 
 @claim("F6")
+@pytest.mark.recorded
 def test_without_any_rule_agents_do_not_reach_each_other_until_the_guard_loads_the_table(
     machine: Machine, crossfire: tuple[Answers, Answers]
 ) -> None:
     """The controls: without the routing rules they do, and with the table alone they do not."""
     host, (sent, came) = machine.host, crossfire
-    host.check_output("nft flush ruleset")
+    host.check_output(f"{STOP_GUARD} && nft flush ruleset")
     try_again(sent)
     assert came() == [[0, 0]]
     host.check_output(REMOVE_ROUTING)
@@ -116,12 +119,13 @@ def test_without_any_rule_agents_do_not_reach_each_other_until_the_guard_loads_t
 
 
 @claim("F6")
+@pytest.mark.recorded
 def test_nothing_gets_through_while_the_table_is_loaded_again(
     machine: Machine, crossfire: tuple[Answers, Answers]
 ) -> None:
     """Twenty times, with nothing else that would refuse it; the control is what comes without the table."""
     host, (sent, came) = machine.host, crossfire
-    host.check_output(f"nft flush ruleset && {LOAD} && {REMOVE_ROUTING}")
+    host.check_output(f"{STOP_GUARD} && nft flush ruleset && {LOAD} && {REMOVE_ROUTING}")
     before = sent()[-1]
     host.check_output(f"for i in $(seq 20); do {LOAD} || exit; done")
     assert sent()[-1] > before
@@ -149,17 +153,28 @@ def online(open_plan: Plan) -> Agent:
 
 
 @claim("F6")
+def test_the_guard_is_called_every_half_minute(shared_machine: Machine) -> None:
+    """What it does when it is called, the tests below show."""
+    timer = shared_machine.host.check_output("systemctl list-timers --no-pager tentaflake-guard.timer")
+    assert "tentaflake-guard.service" in timer
+    every = shared_machine.host.check_output("systemctl show -P TimersMonotonic tentaflake-guard.timer")
+    assert "OnUnitActiveUSec=30s" in every
+
+
+@claim("F6")
+@pytest.mark.recorded
 def test_a_flushed_table_lets_nothing_out_until_the_guard_loads_it(open_network: Network, online: Agent) -> None:
     host, token = open_network.host.host, open_network.internet.token
     fetch = "busybox wget -q -T 5 -O - http://9.9.9.9/"
     assert token in order(host, online, fetch)
-    host.check_output("nft flush table inet tentaflake")
+    host.check_output(f"{STOP_GUARD} && nft flush table inet tentaflake")
     assert token not in order(host, online, fetch)
     host.check_output(GUARD)
     assert token in order(host, online, fetch)
 
 
 @claim("F6")
+@pytest.mark.recorded
 def test_an_open_connection_ends_with_the_grant_that_it_had(
     open_network: Network, open_plan: Plan, online: Agent
 ) -> None:

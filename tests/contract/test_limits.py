@@ -18,6 +18,7 @@ from harness.probes.programs import Answers, cgroup, counters, start_inside, wai
 from harness.vm.machine import Machine
 
 claim = pytest.mark.claim
+pytestmark = pytest.mark.recorded
 
 PATIENCE = 15.0
 """Seconds in which the others are served: a hundred times what it takes by itself, for a host under emulation and load.

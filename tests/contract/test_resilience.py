@@ -24,6 +24,7 @@ def check_neighbours(crashed: Crash) -> None:
 
 
 @claim("C6")
+@pytest.mark.recorded
 def test_a_killed_agent_restarts_and_its_neighbours_do_not_notice(
     machine: Machine, lab: Lab, agents: Mapping[str, Agent]
 ) -> None:

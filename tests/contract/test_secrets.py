@@ -150,12 +150,14 @@ def judge(hits: Sequence[Hit], *controls: str) -> None:
 
 
 @claim("S2")
+@pytest.mark.recorded
 def test_no_secret_is_on_the_disk(searched: Searched, searched_machine: Machine) -> None:
     """Deleted files too: of what was planted as it is there are five copies at least, one of them deleted."""
     judge(searched.disk, str(searched_machine.process.directory))
 
 
 @claim("S2")
+@pytest.mark.recorded
 @pytest.mark.parametrize("place", PLACES)
 def test_no_secret_is_in_what_the_host_keeps_and_tells(searched: Searched, place: str) -> None:
     kind = place.partition(" /")[0]
@@ -163,6 +165,7 @@ def test_no_secret_is_in_what_the_host_keeps_and_tells(searched: Searched, place
 
 
 @claim("S2")
+@pytest.mark.recorded
 def test_no_user_sees_the_secret_of_another_in_proc(searched: Searched) -> None:
     for hits in searched.proc.values():
         judge(hits, "proc as")
@@ -176,6 +179,7 @@ def test_no_secret_is_in_the_plan(plan: Plan) -> None:
 
 
 @claim("S2")
+@pytest.mark.recorded
 def test_no_process_has_the_secret_of_another_in_its_memory(searched: Searched, plan: Plan) -> None:
     """In all of the machine's memory, page by page: mapped by its agent's processes, by root's, or by none."""
     allowed = {"planted": {0, NOBODY}}
@@ -229,6 +233,7 @@ def test_at_boot_the_secret_is_named_too(lacking: Lacking) -> None:
 
 
 @claim("S3")
+@pytest.mark.recorded
 def test_an_agent_starts_when_its_secret_can_be_decrypted_again(
     repaired_machine: Machine, agents: Mapping[str, Agent]
 ) -> None:
@@ -236,6 +241,7 @@ def test_an_agent_starts_when_its_secret_can_be_decrypted_again(
 
 
 @claim("S3")
+@pytest.mark.recorded
 def test_a_secret_that_can_no_longer_be_decrypted_keeps_its_value_and_its_agent(
     machine: Machine, lab: Lab, plan: Plan
 ) -> None:
