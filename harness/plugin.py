@@ -474,10 +474,11 @@ def pytest_runtest_makereport(
     """On failure, before anything is torn down: evidence to disk, its place into the message."""
     report = yield
     if item.get_closest_marker("recorded") and not isinstance(item, OnRecord):
+        test = item.nodeid.rsplit("@", 1)[0]  # pytest-xdist appends the group
         if report.failed:
-            records_of(item.config).forget(item.nodeid)
+            records_of(item.config).forget(test)
         elif report.passed and call.when == "call":
-            records_of(item.config).write(item.nodeid, call.duration)
+            records_of(item.config).write(test, call.duration)
     if call.when == "call" and (cells := item.stash.get(CELLS, None)):
         report.user_properties.append(("cells", cells))
     if call.excinfo is not None:

@@ -96,6 +96,13 @@ def try_again(sent: Answers) -> None:
     wait_until("some hundred datagrams more", lambda: sent()[-1] >= before + 300)
 
 
+# `nft flush ruleset`, but for chains without a rule: with a hook's last chain the kernel changes its own code under the
+# packets that come by, on which an emulated one has panicked.
+REMOVE_TABLES = """nft 'table inet empty {
+  chain a { type filter hook prerouting priority 0; }; chain b { type filter hook input priority 0; }
+  chain c { type filter hook forward priority 0; }; chain d { type filter hook output priority 0; }
+  chain e { type filter hook postrouting priority 0; }
+}' && nft list tables | grep -v 'inet empty' | sed 's/^/delete /' | nft -f -"""
 REMOVE_ROUTING = "ip -4 rule del priority 4701 && ip -6 rule del priority 4701"
 
 
@@ -106,7 +113,7 @@ def test_without_any_rule_agents_do_not_reach_each_other_until_the_guard_loads_t
 ) -> None:
     """The controls: without the routing rules they do, and with the table alone they do not."""
     host, (sent, came) = machine.host, crossfire
-    host.check_output(f"{STOP_GUARD} && nft flush ruleset")
+    host.check_output(f"{STOP_GUARD} && {REMOVE_TABLES}")
     try_again(sent)
     assert came() == [[0, 0]]
     host.check_output(REMOVE_ROUTING)
@@ -125,7 +132,7 @@ def test_nothing_gets_through_while_the_table_is_loaded_again(
 ) -> None:
     """Twenty times, with nothing else that would refuse it; the control is what comes without the table."""
     host, (sent, came) = machine.host, crossfire
-    host.check_output(f"{STOP_GUARD} && nft flush ruleset && {LOAD} && {REMOVE_ROUTING}")
+    host.check_output(f"{STOP_GUARD} && {REMOVE_TABLES} && {LOAD} && {REMOVE_ROUTING}")
     before = sent()[-1]
     host.check_output(f"for i in $(seq 20); do {LOAD} || exit; done")
     assert sent()[-1] > before
