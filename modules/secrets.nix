@@ -1,5 +1,5 @@
 # The agents' secrets: the plan's, for agenix, which decrypts them at activation to where the containers mount them from.
-# It takes agenix' own module beside this one, and `tentaflake.plan`, which the policy makes.
+# It takes agenix' own module beside this one.
 {
   config,
   lib,
@@ -33,6 +33,8 @@ let
     };
 in
 {
+  imports = [ ./options.nix ];
+
   options.tentaflake.secretsRoot = lib.mkOption {
     type = lib.types.path;
     example = lib.literalExpression "./.";

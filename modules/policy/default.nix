@@ -3,6 +3,9 @@
 #   check { agents; host ? { }; }   => { errors; plan; }   never throws on a bad spec; reports all errors at once
 #   plan  { agents; host ? { }; }   => the plan, or one `throw` that lists every error
 #
+#   byName agents                   => the specs by name, as the NixOS option `tentaflake.agents` takes them
+#   defaults                        => what is not said in a spec, its parts and the host's settings
+#
 # `agents` is a list of specs or, as in agents.nix, a function `{ mkHermesAgent }: [ … ]`. Each file here does one
 # thing: spec.nix and host.nix say what may be written, rules.nix what may stand side by side, the rest what it becomes.
 let
@@ -17,6 +20,8 @@ let
     isFunction
     isInt
     length
+    listToAttrs
+    removeAttrs
     tail
     ;
   inherit (import ./text.nix) key;
@@ -128,7 +133,47 @@ let
       throw "${toString count} error${if count == 1 then "" else "s"} in the agents of this host:${
         concatStringsSep "" (map (error: "\n  - ${error.message}") result.errors)
       }";
+
+  byName =
+    agents:
+    listToAttrs (
+      map (spec: {
+        inherit (spec) name;
+        value = removeAttrs spec [ "name" ];
+      }) (listAgents agents)
+    );
+
+  # Read back from the least that one can write, so that no default is written twice.
+  defaults =
+    let
+      without = names: value: removeAttrs value names;
+      least =
+        (parseSpec {
+          name = "x";
+          egress = [ { network = "192.0.2.1/32"; } ];
+          publish = [ 1 ];
+          secrets = [
+            {
+              name = "x";
+              file = "x.age";
+            }
+          ];
+        }).value;
+    in
+    {
+      agent = without [ "name" ] (parseSpec { name = "x"; }).value;
+      destination = without [ "network" ] (head least.egress);
+      published = without [ "port" "target" ] (head least.publish); # the target is the port
+      secret = without [ "name" "file" ] (head least.secrets);
+      host = (hostSettings.parse { }).value;
+    };
 in
 {
-  inherit check mkHermesAgent plan;
+  inherit
+    byName
+    check
+    defaults
+    mkHermesAgent
+    plan
+    ;
 }

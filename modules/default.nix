@@ -1,0 +1,16 @@
+# All of a host: its agents, what keeps them apart, and the record of what they do. Beside it, it takes agenix' module, for
+# secrets (flake.nix, `nixosModules.default`). Each module here can also be imported by itself.
+{ config, ... }:
+{
+  imports = [
+    ./agents.nix
+    ./auditd
+    ./firewall.nix
+    ./host.nix
+    ./options.nix
+    ./secrets.nix
+    ./tailscale.nix
+  ];
+
+  services.hermes-auditd.directories = config.tentaflake.plan.audit.directories;
+}

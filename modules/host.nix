@@ -1,0 +1,38 @@
+# The host as a whole: Docker, the slice that all agents are in, and the resolver that agents' look-ups go through.
+{ config, lib, ... }:
+let
+  inherit (config.tentaflake) plan;
+in
+{
+  imports = [ ./options.nix ];
+
+  config = {
+    networking.hostName = lib.mkDefault plan.host.name;
+
+    virtualisation.docker = {
+      enable = lib.mkDefault (plan.agents != { });
+      # Docker's own default, as in the Debian guest; NixOS' depends on system.stateVersion. An agent's unit restarts its
+      # container with Docker, so there is nothing to keep alive (nixos/modules/virtualisation/docker.nix).
+      daemon.settings = lib.mkMerge [
+        plan.docker.settings
+        { live-restore = false; }
+      ];
+    };
+
+    systemd.slices.${lib.removeSuffix ".slice" plan.slice.name} = {
+      description = "All Hermes agents of this host";
+      sliceConfig.MemoryMax = plan.slice.memoryMax;
+    };
+
+    # Docker asks the host's resolver for its containers, if that is on the loopback; an agent sends no packet to a name
+    # server itself, and the firewall knows no such rule. systemd-resolved would not do: Docker goes past its 127.0.0.53.
+    # (nixos/modules/services/networking/dnsmasq.nix; with resolveLocalQueries, /etc/resolv.conf names it.)
+    services.dnsmasq = {
+      enable = lib.mkDefault (plan.agents != { });
+      settings = {
+        listen-address = [ "127.0.0.1" ];
+        bind-interfaces = true;
+      };
+    };
+  };
+}

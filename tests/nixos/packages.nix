@@ -1,0 +1,33 @@
+# A stand-in for nixpkgs' packages: nothing is built, and a script's path has its text in front, so that a test can read and run it.
+{ lib }:
+let
+  package = name: {
+    type = "derivation";
+    inherit name;
+    outPath = "/nix/store/${name}";
+    meta.mainProgram = name;
+  };
+  script = name: text: package name // { outPath = "«${text}»"; };
+  names = [
+    "coreutils"
+    "diffutils"
+    "docker"
+    "iproute2"
+    "linuxquota"
+    "nftables"
+    "util-linux"
+  ];
+in
+lib.genAttrs names package
+// {
+  nftables = package "nftables" // {
+    meta.mainProgram = "nft";
+  };
+  writeShellScript = script;
+  writeShellApplication = { name, text, ... }: script name text;
+  formats.json = _: {
+    type = lib.types.attrsOf lib.types.anything;
+    generate = name: value: package name // { inherit value; };
+  };
+  python3Packages.callPackage = _: _: package "hermes-auditd";
+}
