@@ -1,4 +1,4 @@
-"""The command line: ``harness verify | plan | image | secrets | shell | bench``.
+"""The command line: ``harness verify | plan | image | secrets | shell | options | bench``.
 
 Exit codes: 0 all is well, 1 a claim is broken or a secret's file is not in order, 2 it could not be tried (and why) or
 wrong usage.
@@ -22,6 +22,7 @@ from harness import secrets as agefiles
 from harness.contract import find_claim
 from harness.errors import HarnessError
 from harness.lab import Lab, Settings, settings
+from harness.nixpkgs import find_nixpkgs, options_page
 from harness.plugin import REPOSITORY, hijack_stage, ssh_command
 from harness.policy import Plan, evaluate_flake, reference_plan
 from harness.progress import step
@@ -348,6 +349,19 @@ def shell(
             sys.stderr.buffer.write(result.stderr)
             raise typer.Exit(result.exit)
         raise typer.Exit(subprocess.run(ssh_command(machine), check=False).returncode)
+
+
+@app.command()
+def options(
+    nixpkgs: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TENTAFLAKE_NIXPKGS", help="A clone of nixpkgs or of nix-community/nixpkgs.lib.", metavar="DIR"
+        ),
+    ] = None,
+) -> None:
+    """The reference of the NixOS modules' options, in Markdown: what docs/options.md is."""
+    print(options_page(find_nixpkgs(nixpkgs)), end="")
 
 
 @app.command()

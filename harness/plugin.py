@@ -73,6 +73,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="leave out tests marked `recorded` that passed on the same host before",
     )
+    group.addoption(
+        "--nixpkgs",
+        metavar="DIR",
+        default=os.environ.get("TENTAFLAKE_NIXPKGS"),
+        help="a clone of nixpkgs or of nix-community/nixpkgs.lib, to evaluate the NixOS modules with",
+    )
     group.addoption("--vm-claim", metavar="ID", action="append", help="only the tests of this claim (may be repeated)")
     group.addoption("--vm-shell", action="store_true", help="a root shell in the failed test's machine, before it goes")
 

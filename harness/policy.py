@@ -308,7 +308,7 @@ def _decide(verdict: _Verdict) -> Plan | PolicyError:
 def read_host(path: Path) -> Host:
     """The settings of a host from a ``.nix`` file; raises ``PolicyError``."""
     command = ["nix-instantiate", "--eval", "--strict", "--json", "--store", "dummy://", str(path)]
-    settings: Host = json.loads(_run(command, subject=str(path)))
+    settings: Host = json.loads(run_nix(command, subject=str(path)))
     return settings
 
 
@@ -360,7 +360,7 @@ def evaluate_flake(ref: str) -> Plan:
     flake, _, host = ref.partition("#")
     select = f"plans: {{ hosts = builtins.attrNames plans; plan = {_choose(host)}; }}"
     with _private_store() as environment:
-        output = _run(
+        output = run_nix(
             ["nix", "eval", "--json", "--no-write-lock-file", f"{flake or '.'}#plans", "--apply", select],
             subject=ref,
             environment=environment,
@@ -506,7 +506,7 @@ def _check(expression: str, arguments: Mapping[str, str]) -> list[_Verdict]:
     command = ["nix-instantiate", "--eval", "--strict", "--json", "--store", "dummy://", "--expr", expression]
     for name, value in {"policy": str(POLICY), **arguments}.items():
         command += ["--argstr", name, value]
-    output = _run(command, subject=arguments.get("agents", "the agents"))
+    output = run_nix(command, subject=arguments.get("agents", "the agents"))
     return msgspec.json.decode(output, type=list[_Verdict])
 
 
@@ -522,7 +522,8 @@ def _private_store() -> Iterator[dict[str, str]]:
         yield {"NIX_REMOTE": directory, "XDG_CACHE_HOME": f"{directory}/cache"}
 
 
-def _run(command: Sequence[str], *, subject: str, environment: Mapping[str, str] | None = None) -> bytes:
+def run_nix(command: Sequence[str], *, subject: str, environment: Mapping[str, str] | None = None) -> bytes:
+    """What one of the ``nix`` programs writes; raises ``PolicyError`` that says what it was about."""
     config = "\n".join(filter(None, [os.environ.get("NIX_CONFIG"), "extra-experimental-features = nix-command flakes"]))
     try:
         done = subprocess.run(

@@ -19,24 +19,24 @@ let
 
   ip = lib.getExe' pkgs.iproute2 "ip";
   # ip-rule(8): agents' networks are no way to each other, with or without a firewall. The host's own way stays.
-  routingRules = lib.concatMap (
-    { flag, network }:
+  routingRules =
+    flag: network:
+    let
+      pair = "from ${network} to ${network}";
+    in
     [
-      "${flag} rule VERB priority 4700 iif lo from ${network} to ${network} lookup main"
-      "${flag} rule VERB priority 4701 from ${network} to ${network} prohibit"
-    ]
-  ) families;
-  families = [
-    {
-      flag = "-4";
-      network = plan.routing.unreachable.ipv4;
-    }
-    {
-      flag = "-6";
-      network = plan.routing.unreachable.ipv6;
-    }
-  ];
-  routing = verb: map (rule: "${ip} ${lib.replaceStrings [ "VERB" ] [ verb ] rule}") routingRules;
+      {
+        add = "${flag} rule add priority 4700 iif lo ${pair} lookup main";
+        del = "${flag} rule del priority 4700";
+      }
+      {
+        add = "${flag} rule add priority 4701 ${pair} prohibit";
+        del = "${flag} rule del priority 4701";
+      }
+    ];
+  routing =
+    routingRules "-4" plan.routing.unreachable.ipv4
+    ++ routingRules "-6" plan.routing.unreachable.ipv6;
 
   # Open in NixOS' own firewall, and closed all the same.
   closed = protocol: lib.subtractLists plan.host.${protocol} config.networking.firewall.${protocol};
@@ -86,8 +86,8 @@ in
       serviceConfig = {
         Type = "oneshot";
         RemainAfterExit = true;
-        ExecStart = routing "add";
-        ExecStop = routing "del";
+        ExecStart = map (rule: "${ip} ${rule.add}") routing;
+        ExecStop = map (rule: "${ip} ${rule.del}") routing;
       };
     };
 

@@ -14,10 +14,14 @@ let
   # So that a host with errors can be evaluated as far as to its assertions.
   nothing = policy.plan { agents = [ ]; };
 
+  # An agent whose name is wrong goes by its place in the list.
+  byPlace = lib.listToAttrs (
+    lib.imap0 (i: lib.nameValuePair "agents[${toString i}]") (lib.attrNames cfg.agents)
+  );
   refuse =
     error:
     let
-      of = if error.agent == null then "host" else "agents.${error.agent}";
+      of = if error.agent == null then "host" else "agents.${byPlace.${error.agent} or error.agent}";
     in
     {
       assertion = false;
@@ -232,7 +236,8 @@ let
         ];
         description = ''
           Where the agent may open connections to: `"none"`, `"internet"` (public addresses only: no private, link-local,
-          metadata, carrier-grade or tailnet range) or a list of networks.
+          metadata, carrier-grade or tailnet range) or a list of networks `{ network; ports; protocol; }`: `ports` null is all of
+          them, `protocol` null is TCP where ports are named and every protocol where they are not.
         '';
       };
       publish = lib.mkOption {

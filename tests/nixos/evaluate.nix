@@ -1,6 +1,10 @@
 # The configuration that this flake's modules come to for each of the hosts in a JSON file, as far as the tests compare it, and the
 # plan that the policy makes of the same specs. A host: { modules (paths), host, agents (a list of specs), extra (options) }.
-{ nixpkgs, repository, hosts }:
+{
+  nixpkgs,
+  repository,
+  hosts,
+}:
 let
   lib = import (nixpkgs + "/lib");
   policy = import (repository + "/modules/policy");
@@ -38,22 +42,31 @@ let
       inherit (config.environment) etc;
       inherit (config.services) dnsmasq tailscale;
       inherit (config.systemd) slices timers tmpfiles;
-      services = lib.mapAttrs (_: service: removeAttrs service [ "path" ]) config.systemd.services;
+      services = lib.mapAttrs (_: withoutUnset) config.systemd.services;
       docker = config.virtualisation.docker.daemon.settings;
       inherit (config.virtualisation.oci-containers) backend containers;
       inherit (config) age;
     };
 
-  # An option without a value and without a default is left out.
-  defined =
+  # The one option here that has no default upstream.
+  withoutUnset =
+    service:
+    removeAttrs service (
+      [ "path" ]
+      ++ lib.optional (
+        !(builtins.tryEval service.startLimitIntervalSec).success
+      ) "startLimitIntervalSec"
+    );
+
+  plain =
     value:
     if lib.isDerivation value then
       value.outPath
     else if lib.isList value then
-      map defined value
+      map plain value
     else if lib.isAttrs value then
-      lib.mapAttrs (_: defined) (lib.filterAttrs (_: each: (builtins.tryEval each).success) value)
+      lib.mapAttrs (_: plain) value
     else
       value;
 in
-map (host: defined (shown (configuration host))) (lib.importJSON hosts)
+map (host: plain (shown (configuration host))) (lib.importJSON hosts)

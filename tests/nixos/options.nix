@@ -32,9 +32,9 @@ let
     wants = strings;
     wantedBy = strings;
     unitConfig = section;
-    startLimitIntervalSec = option types.int;
   };
   service.options = unit // {
+    startLimitIntervalSec = option types.int;
     path = optional (types.listOf types.package) [ ];
     script = optional types.lines "";
     postStop = optional types.lines "";

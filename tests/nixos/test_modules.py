@@ -1,0 +1,152 @@
+"""Each module by itself, what is said of a host with mistakes, and what the options' reference holds."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.nixpkgs import EVALUATE, NoNixpkgs, find_nixpkgs, options_page
+from harness.policy import REPOSITORY, PolicyError, run_nix
+from tests.nixos.support import Evaluate
+
+AGENT = {"name": "coding"}
+SECRET = {"name": "key", "file": "key.age"}
+MODULES = ["agents", "firewall", "host", "secrets", "tailscale"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_evaluates_by_itself(configure: Evaluate, name: str) -> None:
+    config = configure(agents=[AGENT], host={"tailnetInterface": "tailscale0"}, modules=[f"modules/{name}.nix"])
+    assert config["plan"]["agents"].keys() == {"coding"}
+    assert bool(config["containers"]) == (name == "agents")
+    assert bool(config["networking"]["nftables"]["tables"]) == (name == "firewall")
+    assert config["tailscale"]["enable"] == (name == "tailscale")
+
+
+def test_a_host_without_agents_has_its_firewall_and_no_docker(configure: Evaluate) -> None:
+    config = configure(agents=[])
+    assert not config["containers"] and not config["users"] and not config["tmpfiles"]["settings"]
+    assert config["networking"]["nftables"]["tables"].keys() == {"tentaflake"}
+    assert configure(agents=[AGENT])["containers"]
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "agents.coding.memory": ({"agents": [AGENT | {"memory": "1x"}]}, 'memory = "1x"'),
+    "agents.coding.secrets[0].file": (
+        {"agents": [AGENT | {"secrets": [SECRET | {"file": "/etc/shadow"}]}]},
+        "must be the relative path of an age file",
+    ),
+    "agents.coding.image": ({"agents": [AGENT | {"image": "busybox:latest"}]}, "busybox:latest"),
+    "agents.coding.egress[0].network": (
+        {"agents": [AGENT | {"egress": [{"network": "10.0.0.1/8"}]}]},
+        "write 10.0.0.0/8",
+    ),
+    "agents.Coding.name": ({"agents": [{"name": "Coding"}]}, "lower-case letters"),
+    "host.allowedTCPPorts[0]": ({"agents": [], "host": {"allowedTCPPorts": [5001]}}, "speech server's port"),
+}
+
+
+@pytest.mark.parametrize("field", MISTAKES)
+def test_what_the_policy_refuses_is_a_failed_assertion_with_its_words(configure: Evaluate, field: str) -> None:
+    host, words = MISTAKES[field]
+    [assertion] = configure(**host)["assertions"]  # and all else still evaluates
+    assert not assertion["assertion"]
+    assert assertion["message"].startswith(f"tentaflake.{field}: ")
+    assert words in assertion["message"]
+
+
+def test_all_mistakes_are_told_at_once(configure: Evaluate) -> None:
+    config = configure(agents=[{"name": "a", "uid": 1}, {"name": "b", "memory": 1}])
+    assert len(config["assertions"]) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"tts": "yes"}, {"egress": "all"}, {"publish": [70000]}, {"pids": -1}, {"secrets": ["key"]}, {"colour": "red"}],
+)
+def test_what_has_the_wrong_type_names_the_option(configure: Evaluate, wrong: dict[str, Any]) -> None:
+    [field] = wrong
+    with pytest.raises(PolicyError, match=rf"tentaflake\.agents\.coding\.{field}"):
+        configure(agents=[AGENT | wrong])
+
+
+def test_the_plan_is_not_for_setting(configure: Evaluate) -> None:
+    with pytest.raises(PolicyError, match=r"tentaflake\.plan. is read-only"):
+        configure(agents=[AGENT], extra={"tentaflake": {"plan": {}}})
+
+
+def test_definitions_of_several_modules_are_merged(configure: Evaluate) -> None:
+    extra = {"tentaflake": {"agents": {"coding": {"settings": {"agent": {"b": 2}}, "environment": {"B": "2"}}}}}
+    spec = AGENT | {"settings": {"agent": {"a": 1}}, "environment": {"A": "1"}}
+    agent = configure(agents=[spec], extra=extra)["plan"]["agents"]["coding"]
+    assert json.loads(agent["config"]["content"]) == {"agent": {"a": 1, "b": 2}}
+    assert agent["container"]["environment"].items() >= {"A": "1", "B": "2"}.items()
+
+
+def test_a_port_that_only_nixos_firewall_opens_is_warned_of(configure: Evaluate) -> None:
+    def warnings(*ports: int) -> list[str]:
+        extra = {"networking": {"firewall": {"allowedTCPPorts": list(ports)}}}
+        found: list[str] = configure(agents=[], host={"allowedTCPPorts": [22]}, extra=extra)["warnings"]
+        return found
+
+    assert warnings(22) == []
+    [warning] = warnings(22, 8443)
+    assert "8443" in warning and "tentaflake.host.allowedTCPPorts" in warning
+
+
+def test_what_is_audited_is_what_the_plan_says(configure: Evaluate) -> None:
+    assert "hermes-auditd" in configure(agents=[AGENT])["services"]
+    assert "hermes-auditd" not in configure(agents=[])["services"]
+
+
+# --- the reference of the options
+
+
+def options(nixpkgs: Path) -> list[dict[str, Any]]:
+    command = [*EVALUATE, str(REPOSITORY / "harness" / "options.nix"), "--argstr", "nixpkgs", str(nixpkgs)]
+    found: list[dict[str, Any]] = json.loads(
+        run_nix([*command, "--arg", "repository", str(REPOSITORY)], subject="options")
+    )
+    return found
+
+
+def test_every_option_has_a_description_and_an_example(nixpkgs: Path) -> None:
+    ours = [option for option in options(nixpkgs) if option["name"].startswith("tentaflake.")]
+    assert len(ours) > 25
+    assert [option["name"] for option in ours if not option["description"].strip() or option["example"] is None] == []
+
+
+def test_the_page_of_options_is_what_the_command_writes(nixpkgs: Path) -> None:
+    """But for the types' own descriptions, which are nixpkgs' and change with it."""
+
+    def without_types(page: str) -> str:
+        return re.sub(r"(?m)^\*Type:\* .*$", "", page)
+
+    written = (REPOSITORY / "docs" / "options.md").read_text()
+    assert without_types(written) == without_types(options_page(nixpkgs)), "ci/harness options > docs/options.md"
+
+
+# --- where nixpkgs is looked for
+
+
+def test_a_directory_that_is_not_nixpkgs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NoNixpkgs, match=r"has no lib/default\.nix"):
+        find_nixpkgs(tmp_path)
+
+
+def test_nixpkgs_is_found_on_nix_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nixpkgs" / "lib").mkdir(parents=True)
+    (tmp_path / "nixpkgs" / "lib" / "default.nix").touch()
+    monkeypatch.setenv("NIX_PATH", str(tmp_path))
+    assert find_nixpkgs() == tmp_path / "nixpkgs"
+
+
+@pytest.mark.skipif(Path("/nix/store").is_dir(), reason="this machine's store may have the flake's input")
+def test_without_nixpkgs_the_reason_says_where_was_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NIX_PATH", raising=False)
+    with pytest.raises(NoNixpkgs, match=r"--nixpkgs was not given, NIX_PATH has none"):
+        find_nixpkgs()
