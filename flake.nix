@@ -1,58 +1,109 @@
 {
   description = "Hermes agents on one host, kept apart, and a harness that proves it by attacking them";
 
-  inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
+  inputs = {
+    nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
+    agenix = {
+      url = "github:ryantm/agenix";
+      inputs.nixpkgs.follows = "nixpkgs";
+      # For other systems than NixOS.
+      inputs.darwin.follows = "";
+      inputs.home-manager.follows = "";
+    };
+    hermes-agent = {
+      url = "github:NousResearch/hermes-agent";
+      inputs.nixpkgs.follows = "nixpkgs";
+    };
+  };
 
   outputs =
-    { self, nixpkgs }:
+    {
+      self,
+      nixpkgs,
+      agenix,
+      hermes-agent,
+    }:
     let
+      inherit (nixpkgs) lib;
       policy = import ./modules/policy;
+      # Not lib.genAttrs: Nix looks for `.#plans.agent-host` among the packages first, and must not fetch nixpkgs for that.
       forEachSystem =
         f:
-        nixpkgs.lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (
-          system: f nixpkgs.legacyPackages.${system}
+        builtins.listToAttrs (
+          map
+            (system: {
+              name = system;
+              value = f nixpkgs.legacyPackages.${system};
+            })
+            [
+              "x86_64-linux"
+              "aarch64-linux"
+            ]
         );
 
-      # `nix run .#NAME -- ARGS`: what ci/NAME runs, with programs and Python packages from nixpkgs. The source is
-      # in the store, where nothing can be written: .artifacts go to the directory that the command is called in.
+      # All that the harness and its tests run, besides what is in every system's PATH.
+      programs = pkgs: [
+        (pkgs.python3.withPackages (python: [
+          python.cryptography
+          python.hypothesis
+          python.msgspec
+          python.paramiko
+          python.pexpect
+          python.pytest
+          python.pytest-testinfra
+          python.pytest-xdist
+          python.qemu-qmp
+          python.rich
+          python.typer
+        ]))
+        pkgs.age
+        pkgs.dpkg
+        pkgs.e2fsprogs
+        pkgs.fakeroot
+        pkgs.git
+        pkgs.iproute2
+        pkgs.mmdebstrap
+        pkgs.nftables
+        pkgs.nix
+        pkgs.openssh
+        pkgs.qemu
+      ];
+
+      # A program that runs a Python module of this source. That is in the store, where nothing can be written: .artifacts go
+      # to the directory that the command is called in.
+      mkProgram =
+        pkgs: name: command:
+        pkgs.writeShellApplication {
+          inherit name;
+          runtimeInputs = programs pkgs;
+          text = ''
+            export PYTHONPATH=${self} PYTHONDONTWRITEBYTECODE=1
+            exec python3 -P -m ${command} "$@"
+          '';
+        };
+      # `nix run .#NAME -- ARGS`: what ci/NAME runs.
       mkApp = pkgs: name: command: description: {
         type = "app";
-        program = nixpkgs.lib.getExe (
-          pkgs.writeShellApplication {
-            inherit name;
-            runtimeInputs = [
-              (pkgs.python3.withPackages (python: [
-                python.cryptography
-                python.hypothesis
-                python.msgspec
-                python.paramiko
-                python.pexpect
-                python.pytest
-                python.pytest-testinfra
-                python.pytest-xdist
-                python.qemu-qmp
-                python.rich
-                python.typer
-              ]))
-              pkgs.age
-              pkgs.dpkg
-              pkgs.e2fsprogs
-              pkgs.fakeroot
-              pkgs.iproute2
-              pkgs.mmdebstrap
-              pkgs.nftables
-              pkgs.nix
-              pkgs.openssh
-              pkgs.qemu
-            ];
-            text = ''
-              export PYTHONPATH=${self} PYTHONDONTWRITEBYTECODE=1
-              exec python3 -P -m ${command} "$@"
-            '';
-          }
-        );
+        program = lib.getExe (mkProgram pkgs name command);
         meta = { inherit description; };
       };
+
+      mkHost =
+        system:
+        lib.nixosSystem {
+          modules = [
+            self.nixosModules.default
+            ./machine.nix
+            {
+              nixpkgs.hostPlatform = system;
+              tentaflake = {
+                agents = policy.byName (import ./agents.nix);
+                host = import ./host.nix;
+                secretsRoot = ./.;
+              };
+            }
+          ];
+        };
     in
     {
       # Evaluates with builtins alone: no input is fetched for a plan.
@@ -63,13 +114,65 @@
 
       lib = {
         inherit policy;
-        inherit (policy) mkHermesAgent;
+        inherit (policy) byName mkHermesAgent;
       };
+
+      nixosModules = {
+        default.imports = [
+          ./modules
+          agenix.nixosModules.default
+        ];
+        secrets.imports = [
+          ./modules/secrets.nix
+          agenix.nixosModules.default
+        ];
+        agents = ./modules/agents.nix;
+        auditd = ./modules/auditd;
+        firewall = ./modules/firewall.nix;
+        host = ./modules/host.nix;
+        tailscale = ./modules/tailscale.nix;
+      };
+
+      nixosConfigurations = {
+        agent-host = mkHost "x86_64-linux";
+        agent-host-aarch64 = mkHost "aarch64-linux";
+      };
+
+      packages = forEachSystem (pkgs: {
+        default = self.packages.${pkgs.stdenv.hostPlatform.system}.harness;
+        harness = mkProgram pkgs "harness" "harness";
+        hermes-auditd = pkgs.python3Packages.callPackage ./modules/auditd/package.nix { };
+        hermes-image = pkgs.callPackage ./modules/hermes-image.nix {
+          hermes-agent = hermes-agent.packages.${pkgs.stdenv.hostPlatform.system}.default;
+        };
+      });
 
       apps = forEachSystem (pkgs: {
         verify = mkApp pkgs "verify" "harness verify" "Boot the reference host and attack it";
         test = mkApp pkgs "test" "pytest -p no:cacheprovider --rootdir=${self} ${self}/tests" "Run the whole test suite";
       });
+
+      checks = forEachSystem (
+        pkgs:
+        import ./checks.nix {
+          inherit
+            lib
+            nixpkgs
+            pkgs
+            programs
+            self
+            ;
+        }
+      );
+
+      devShells = forEachSystem (pkgs: {
+        default = pkgs.mkShell { packages = programs pkgs; };
+      });
+
+      templates.default = {
+        path = ./template;
+        description = "A host with two agents";
+      };
 
       formatter = forEachSystem (pkgs: pkgs.nixfmt-tree);
     };

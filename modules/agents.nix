@@ -7,7 +7,7 @@
   ...
 }:
 let
-  inherit (config.tentaflake) plan;
+  inherit (config.tentaflake) imageStreams plan;
   forAgents = f: lib.mapAttrs' (_: f) plan.agents;
 
   mkUser = _: user: {
@@ -49,6 +49,7 @@ let
         ;
       cmd = agent.container.command;
       extraOptions = agent.container.options;
+      imageStream = imageStreams.${agent.container.image} or null;
       inherit (agent) autoStart;
       serviceName = agent.service.name;
     };

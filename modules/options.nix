@@ -312,6 +312,20 @@ in
       };
     };
 
+    imageStreams = lib.mkOption {
+      type = types.attrsOf types.package;
+      default = { };
+      example = lib.literalExpression ''
+        {
+          "tentaflake.invalid/hermes:0.19.0" = tentaflake.packages.x86_64-linux.hermes-image;
+        }
+      '';
+      description = ''
+        Images that are built here in place of being pulled: by the reference that agents have in `image`, a program that
+        writes the image (`dockerTools.streamLayeredImage`). Its store path pins it; to the policy it is a mutable one.
+      '';
+    };
+
     plan = lib.mkOption {
       type = types.raw;
       readOnly = true;

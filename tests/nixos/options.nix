@@ -78,6 +78,7 @@ let
     {
       options = {
         image = option types.str;
+        imageStream = optional (types.nullOr types.package) null;
         pull = optional (types.enum [
           "always"
           "missing"

@@ -143,7 +143,8 @@ def test_the_flakes_other_outputs_wire_the_same_policy(flake: Path) -> None:
     stub = """
       let
         pkgs = builtins.listToAttrs (map (name: { inherit name; value = name; }) [
-          "age" "dpkg" "e2fsprogs" "mmdebstrap" "nftables" "nix" "openssh" "python3" "qemu" "nixfmt-tree"
+          "age" "dpkg" "e2fsprogs" "fakeroot" "git" "iproute2" "mmdebstrap"
+          "nftables" "nix" "nixfmt-tree" "openssh" "python3" "qemu"
         ]) // { writeShellApplication = app: app; };
         systems = [ "x86_64-linux" "aarch64-linux" ];
         nixpkgs = {
@@ -151,7 +152,7 @@ def test_the_flakes_other_outputs_wire_the_same_policy(flake: Path) -> None:
           lib.getExe = app: app.text;
           legacyPackages = nixpkgs.lib.genAttrs systems (_: pkgs);
         };
-        outputs = (import FLAKE).outputs { inherit nixpkgs; self = "SELF"; };
+        outputs = (import FLAKE).outputs { inherit nixpkgs; self = "SELF"; agenix = { }; hermes-agent = { }; };
       in
       {
         names = builtins.attrNames outputs;

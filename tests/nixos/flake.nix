@@ -1,0 +1,56 @@
+# The flake's outputs with stand-ins for its inputs: nixpkgs' lib is real, and NixOS is what options.nix declares.
+{ nixpkgs, repository }:
+let
+  lib = import (nixpkgs + "/lib") // {
+    nixosSystem =
+      { modules }:
+      lib.evalModules {
+        modules = modules ++ [
+          ./options.nix
+          {
+            # What a machine says of its disks and boot loader is NixOS' own.
+            freeformType = lib.types.lazyAttrsOf lib.types.anything;
+            _module.args.pkgs = import ./packages.nix { inherit lib; };
+            virtualisation.docker.package = (import ./packages.nix { inherit lib; }).docker;
+          }
+        ];
+      };
+  };
+  inputs = {
+    nixpkgs = {
+      inherit lib;
+      legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (_: { });
+    };
+    agenix.nixosModules.default = { };
+    hermes-agent = { };
+  };
+  call =
+    directory: inputs:
+    let
+      self = (import (directory + "/flake.nix")).outputs (inputs // { inherit self; });
+    in
+    self;
+  flake = call repository inputs;
+  template = call (repository + "/template") {
+    inherit (inputs) nixpkgs;
+    tentaflake = flake;
+  };
+  configured =
+    host: { inherit (host.config.tentaflake) plan; } // { inherit (host.config) assertions; };
+in
+{
+  inherit (flake) plans;
+  template = template.plans;
+  configurations = lib.mapAttrs (_: configured) flake.nixosConfigurations;
+  platforms = lib.mapAttrs (_: host: host.config.nixpkgs.hostPlatform) flake.nixosConfigurations;
+  modules = lib.attrNames flake.nixosModules;
+  perSystem = lib.genAttrs [
+    "apps"
+    "checks"
+    "devShells"
+    "formatter"
+    "packages"
+  ] (output: lib.attrNames flake.${output});
+  packages = lib.attrNames flake.packages.x86_64-linux;
+  checks = lib.attrNames flake.checks.x86_64-linux;
+}

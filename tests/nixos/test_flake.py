@@ -1,0 +1,148 @@
+"""The flake: its lock file, its outputs, its template."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.nixpkgs import EVALUATE
+from harness.policy import REPOSITORY, evaluate_flake, reference_plan, run_nix
+from tests.policy.test_evaluation import git
+
+Node = dict[str, Any]
+
+
+# --- flake.lock
+
+
+@pytest.fixture(scope="module")
+def nodes() -> dict[str, Node]:
+    found: dict[str, Node] = json.loads((REPOSITORY / "flake.lock").read_text())["nodes"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def declared() -> dict[str, Any]:
+    """The inputs of flake.nix."""
+    expression = f"(import {REPOSITORY}/flake.nix).inputs"
+    found: dict[str, Any] = json.loads(run_nix([*EVALUATE, "--expr", expression], subject="flake.nix"))
+    return found
+
+
+def locked(nodes: dict[str, Node], path: list[str]) -> str:
+    """The node that an input path leads to, from the root; one that follows another is that other."""
+    name = "root"
+    for step in path:
+        target = nodes[name]["inputs"][step]
+        name = target if isinstance(target, str) else locked(nodes, target)
+    return name
+
+
+def test_every_input_is_locked_and_no_other(nodes: dict[str, Node], declared: dict[str, Any]) -> None:
+    assert nodes["root"]["inputs"].keys() == declared.keys()
+
+
+def test_every_input_is_locked_from_where_the_flake_says(nodes: dict[str, Node], declared: dict[str, Any]) -> None:
+    for name, source in declared.items():
+        original = nodes[locked(nodes, [name])]["original"]
+        assert source["url"] == "/".join(
+            ["github:" + original["owner"], original["repo"], *([original["ref"]] if "ref" in original else [])]
+        )
+
+
+def test_what_follows_another_input_does_so_in_the_lock(nodes: dict[str, Node], declared: dict[str, Any]) -> None:
+    overrides = [
+        (name, inner, override["follows"])
+        for name, source in declared.items()
+        for inner, override in source.get("inputs", {}).items()
+    ]
+    assert ("agenix", "nixpkgs", "nixpkgs") in overrides
+    for name, inner, follows in overrides:
+        assert nodes[locked(nodes, [name])]["inputs"][inner] == [step for step in follows.split("/") if step]
+
+
+def test_every_node_has_a_revision_and_a_hash(nodes: dict[str, Node]) -> None:
+    for name, node in nodes.items():
+        if name != "root":
+            source = node["locked"]
+            assert re.fullmatch(r"[0-9a-f]{40}", source["rev"]), name
+            assert re.fullmatch(r"sha256-[A-Za-z0-9+/]{43}=", source["narHash"]), name
+            assert source["lastModified"] > 0
+            assert {source[part] for part in ("type", "owner", "repo")} == {
+                node["original"][part] for part in ("type", "owner", "repo")
+            }
+
+
+def test_every_node_is_somebodys_input(nodes: dict[str, Node]) -> None:
+    used = {locked(nodes, [step]) for step in nodes["root"]["inputs"]}
+    for node in nodes.values():
+        for target in node.get("inputs", {}).values():
+            used.add(target if isinstance(target, str) else locked(nodes, target))
+    assert used | {"root"} >= nodes.keys()
+
+
+def test_there_is_one_nixpkgs(nodes: dict[str, Node]) -> None:
+    assert [name for name, node in nodes.items() if node.get("original", {}).get("repo") == "nixpkgs"] == ["nixpkgs"]
+
+
+# --- outputs
+
+
+@pytest.fixture(scope="module")
+def outputs(nixpkgs: Path) -> dict[str, Any]:
+    command = [*EVALUATE, str(Path(__file__).with_name("flake.nix")), "--argstr", "nixpkgs", str(nixpkgs)]
+    found: dict[str, Any] = json.loads(
+        run_nix([*command, "--arg", "repository", str(REPOSITORY)], subject="the flake's outputs")
+    )
+    return found
+
+
+def test_the_hosts_are_what_the_harness_attacks(outputs: dict[str, Any]) -> None:
+    plan = json.loads(reference_plan().to_json())
+    assert outputs["plans"] == {"agent-host": plan}
+    assert outputs["platforms"] == {"agent-host": "x86_64-linux", "agent-host-aarch64": "aarch64-linux"}
+    for configuration in outputs["configurations"].values():
+        assert configuration == {"plan": plan, "assertions": []}
+
+
+def test_every_module_is_an_output(outputs: dict[str, Any]) -> None:
+    modules = REPOSITORY / "modules"
+    files = {path.stem for path in modules.glob("*.nix")} - {"options", "hermes-image"}
+    assert files | {path.parent.name for path in modules.glob("*/default.nix")} - {"policy"} == set(outputs["modules"])
+
+
+def test_both_systems_have_everything(outputs: dict[str, Any]) -> None:
+    assert all(systems == ["aarch64-linux", "x86_64-linux"] for systems in outputs["perSystem"].values())
+    assert {"default", "harness", "hermes-auditd", "hermes-image"} <= set(outputs["packages"])
+    assert {"hosts", "plan", "tests"} <= set(outputs["checks"])
+
+
+# --- the template
+
+
+def test_the_template_is_a_host_with_two_agents(outputs: dict[str, Any]) -> None:
+    assert outputs["template"]["my-host"]["agents"].keys() == {"coding", "writer"}
+
+
+def test_the_template_can_be_verified_as_it_is(tmp_path: Path) -> None:
+    """As `nix flake init -t` leaves it, with this flake for its input."""
+    source = tmp_path / "tentaflake"
+    source.mkdir()
+    for name in ("flake.nix", "flake.lock", "agents.nix", "host.nix", "checks.nix", "machine.nix"):
+        shutil.copy(REPOSITORY / name, source)
+    shutil.copytree(REPOSITORY / "modules", source / "modules", ignore=shutil.ignore_patterns("__pycache__"))
+    host = tmp_path / "host"
+    shutil.copytree(REPOSITORY / "template", host)
+    written = (host / "flake.nix").read_text()
+    assert "github:OWNER/tentaflake" in written
+    (host / "flake.nix").write_text(written.replace("github:OWNER/tentaflake", f"path:{source}"))
+    git(host, "init")
+    git(host, "add", ".")
+    plan = evaluate_flake(f"{host}#my-host")
+    assert plan.host.name == "my-host"
+    assert {name: agent.egress for name, agent in plan.agents.items()} == {"coding": "internet", "writer": "none"}
