@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.nixpkgs import EVALUATE
-from harness.policy import REPOSITORY, evaluate_flake, reference_plan, run_nix
+from harness.policy import REPOSITORY, Plan, evaluate_flake, reference_plan, run_nix
 from tests.policy.test_evaluation import git
 
 Node = dict[str, Any]
@@ -129,20 +129,37 @@ def test_the_template_is_a_host_with_two_agents(outputs: dict[str, Any]) -> None
     assert outputs["template"]["my-host"]["agents"].keys() == {"coding", "writer"}
 
 
-def test_the_template_can_be_verified_as_it_is(tmp_path: Path) -> None:
-    """As `nix flake init -t` leaves it, with this flake for its input."""
-    source = tmp_path / "tentaflake"
-    source.mkdir()
-    for name in ("flake.nix", "flake.lock", "agents.nix", "host.nix", "checks.nix", "machine.nix"):
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This flake, without the files that no plan needs."""
+    source = tmp_path_factory.mktemp("tentaflake")
+    for name in ("flake.nix", "flake.lock", "agents.nix", "host.nix"):
         shutil.copy(REPOSITORY / name, source)
     shutil.copytree(REPOSITORY / "modules", source / "modules", ignore=shutil.ignore_patterns("__pycache__"))
-    host = tmp_path / "host"
-    shutil.copytree(REPOSITORY / "template", host)
+    return source
+
+
+def evaluate_with(source: Path, host: Path) -> Plan:
+    """The plan of the host in this directory, whose flake has ``source`` for its input."""
     written = (host / "flake.nix").read_text()
     assert "github:OWNER/tentaflake" in written
     (host / "flake.nix").write_text(written.replace("github:OWNER/tentaflake", f"path:{source}"))
     git(host, "init")
     git(host, "add", ".")
-    plan = evaluate_flake(f"{host}#my-host")
+    return evaluate_flake(f"{host}#my-host")
+
+
+def test_the_template_can_be_verified_as_it_is(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "template", tmp_path / "host")
+    plan = evaluate_with(source, tmp_path / "host")
     assert plan.host.name == "my-host"
     assert {name: agent.egress for name, agent in plan.agents.items()} == {"coding": "internet", "writer": "none"}
+
+
+def test_the_flake_in_the_documentation_can_be_verified(source: Path, tmp_path: Path) -> None:
+    [flake] = re.findall(r"```nix\n(\{\n  inputs.*?)```", (REPOSITORY / "docs" / "nixos.md").read_text(), re.DOTALL)
+    (tmp_path / "flake.nix").write_text(flake)
+    shutil.copy(REPOSITORY / "template" / "agents.nix", tmp_path)
+    plan = evaluate_with(source, tmp_path)
+    assert plan.host.tailnet_interface == "tailscale0"
+    assert plan.agents.keys() == {"coding", "writer"}
