@@ -14,6 +14,7 @@ from harness.errors import HarnessError
 from harness.guests import Guest, canaries, hermes_image, peers
 from harness.guests.debian import DebianGuest
 from harness.guests.hermes_image import HermesImage
+from harness.guests.nixos import NixosGuest
 from harness.guests.peers import Network
 from harness.policy import Plan, evaluate_many
 from harness.vm.accelerator import CHOICES, Verdict, find_accelerator
@@ -24,7 +25,7 @@ from harness.vm.qemu import Hardware
 from harness.vm.template import BOOT_TIMEOUT, Template, cold_template, derived_template, fork_together
 
 PROBES = Path(__file__).parent / "probes"
-GUESTS: dict[str, type[Guest]] = {"debian": DebianGuest}
+GUESTS: dict[str, type[Guest]] = {"debian": DebianGuest, "nixos": NixosGuest}
 ContainerImage = Literal["probe", "hermes"]
 
 

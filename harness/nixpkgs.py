@@ -13,6 +13,7 @@ from harness.policy import REPOSITORY, PolicyError, run_nix
 
 EVALUATE = ["nix-instantiate", "--eval", "--strict", "--json", "--store", "dummy://"]
 LOCK = REPOSITORY / "flake.lock"
+STORE = Path("/nix/store")
 
 
 class NoNixpkgs(HarnessError):
@@ -47,7 +48,7 @@ def _from_path() -> Path | None:
 
 
 def _from_store() -> Path | None:
-    if not Path("/nix/store").is_dir():
+    if not STORE.is_dir():
         return None
     source = f"builtins.fetchTree (builtins.fromJSON (builtins.readFile {LOCK})).nodes.nixpkgs.locked"
     try:

@@ -139,10 +139,12 @@ def _number(config: pytest.Config, name: str) -> int:
 
 def pytest_report_header(config: pytest.Config) -> str:
     settings = config.stash[SETTINGS]
+    reason = GUESTS[settings.guest]().obstacle()
+    obstacle = f"\nvm: no test has a machine: there is no {settings.guest} guest here: {reason}" if reason else ""
     subject = config.getoption("vm_flake") or config.getoption("vm_agents") or "agents.nix"
     return (
         f"vm: guest {settings.guest}, accel {settings.accel}, {settings.cpus} cpus, {settings.memory} MiB, "
-        f"agents {subject}, cache {settings.cache}"
+        f"agents {subject}, cache {settings.cache}{obstacle}"
     )
 
 
@@ -235,11 +237,14 @@ GROUPS = {
 
 @pytest.fixture(scope="session")
 def lab(pytestconfig: pytest.Config) -> Lab:
-    return lab_of(pytestconfig)
+    lab = lab_of(pytestconfig)
+    if reason := lab.guest.obstacle():
+        pytest.skip(f"there is no {lab.guest.name} guest here: {reason}")
+    return lab
 
 
 @pytest.fixture(scope="session")
-def plan(pytestconfig: pytest.Config) -> Plan:
+def plan(pytestconfig: pytest.Config, lab: Lab) -> Plan:
     return plan_of(pytestconfig)
 
 

@@ -539,11 +539,11 @@ def run_nix(command: Sequence[str], *, subject: str, environment: Mapping[str, s
             hint="apt-get install nix-bin, or run ci/verify, which installs what is missing",
         ) from None
     if done.returncode != 0:
-        raise PolicyError(f"{subject} cannot be evaluated: {_reason(done)}")
+        raise PolicyError(f"{subject} cannot be evaluated: {reason_of(done)}")
     return done.stdout
 
 
-def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
+def reason_of(done: subprocess.CompletedProcess[bytes]) -> str:
     """Nix' own message, without the warnings and the frames before it."""
     text = done.stderr.decode(errors="replace").strip()
     message = re.split(r"^ *error: ", text, flags=re.MULTILINE)[-1]

@@ -15,6 +15,9 @@ class Guest(Protocol):
 
     name: str
 
+    def obstacle(self) -> str | None:
+        """Why this guest cannot be had on this machine at all, or None; tests that need a machine are skipped then."""
+
     def build(self, cache: Cache) -> Image:
         """The bootable image, from the cache or made now."""
 

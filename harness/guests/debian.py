@@ -148,11 +148,11 @@ class DebianGuest:
             manifest=manifest,
         )
 
+    def obstacle(self) -> str | None:
+        return None  # what is missing, the build says
+
     def set_up(self, machine: Machine, empty: Plan, timeout: float) -> None:
-        verdict = machine.run("systemctl is-system-running --wait", timeout=timeout)
-        if verdict.text.strip() != "running":
-            failed = machine.run("systemctl --failed --no-legend --plain; journalctl -b -p err -n 20 --no-pager")
-            raise CommandFailed(f"the guest came up {verdict.text.strip() or 'not at all'}:\n{failed.text}")
+        wait_booted(machine, timeout)
         self.activate(machine, empty)
         machine.run(f"docker load -q -i /{PROBE_IMAGE}", timeout=timeout).check()
 
@@ -173,7 +173,7 @@ class DebianGuest:
 
     def activate(self, machine: Machine, plan: Plan, files: Mapping[str, bytes] | None = None) -> None:
         if files is None:
-            files = canaries(plan, _host_key(machine, plan)) if plan.secrets else {}
+            files = canaries(plan, host_key(machine, plan)) if plan.secrets else {}
         content = {"plan.json": plan.to_json().encode(), **files}
         machine.run(["sh", "-c", SWITCH], stdin=_tar(content), timeout=300).check()
 
@@ -184,7 +184,15 @@ class DebianGuest:
         machine.run(["/usr/lib/tentaflake/activate.py", "rollback"], timeout=300).check()
 
 
-def _host_key(machine: Machine, plan: Plan) -> str:
+def wait_booted(machine: Machine, timeout: float) -> None:
+    """Wait until every unit of the boot is up; raises ``CommandFailed`` that names those that are not."""
+    verdict = machine.run("systemctl is-system-running --wait", timeout=timeout)
+    if verdict.text.strip() != "running":
+        failed = machine.run("systemctl --failed --no-legend --plain; journalctl -b -p err -n 20 --no-pager")
+        raise CommandFailed(f"the guest came up {verdict.text.strip() or 'not at all'}:\n{failed.text}")
+
+
+def host_key(machine: Machine, plan: Plan) -> str:
     """The public half of the key that the plan's secrets are for; made now if this machine has none there."""
     path = shlex.quote(plan.host.secrets_identity)
     make = f"mkdir -p $(dirname {path}) && ssh-keygen -q -t ed25519 -N '' -f {path}"

@@ -1,0 +1,55 @@
+# The NixOS guest: hosts of this flake as the harness boots them, and what it boots. `given` is a JSON file that nixos.py writes:
+# { agents (specs), host (settings), secrets (a directory of age files, or null), network (addresses of the LAN) }.
+{ flake, given }:
+let
+  tentaflake = builtins.getFlake flake;
+  inherit (tentaflake.inputs) nixpkgs;
+  inherit (nixpkgs) lib;
+  wanted = lib.importJSON given;
+
+  host = lib.nixosSystem {
+    modules = [
+      tentaflake.nixosModules.default
+      ./files/nixos.nix
+      {
+        _module.args = { inherit (wanted) network; };
+        tentaflake = {
+          agents = tentaflake.lib.byName wanted.agents;
+          inherit (wanted) host;
+          secretsRoot = lib.mkIf (wanted.secrets != null) (
+            builtins.path {
+              name = "secrets";
+              path = wanted.secrets;
+            }
+          );
+        };
+      }
+    ];
+  };
+  inherit (host) pkgs;
+  inherit (host.config.system.build) toplevel;
+in
+{
+  inherit toplevel;
+
+  # kernel, initrd, disk.raw and a static busybox, for harness.vm.image.
+  image = pkgs.runCommand "tentaflake-nixos-guest" { } ''
+    mkdir $out
+    cp ${host.config.system.build.kernel}/${host.config.system.boot.loader.kernelFile} $out/vmlinuz
+    cp ${host.config.system.build.initialRamdisk}/${host.config.system.boot.loader.initrdFile} $out/initrd
+    cp ${pkgs.pkgsStatic.busybox}/bin/busybox $out/busybox
+    ln -s ${
+      # nixos/lib/make-ext4-fs.nix: made without a machine, with the store's database beside it in /nix-path-registration.
+      pkgs.callPackage "${nixpkgs}/nixos/lib/make-ext4-fs.nix" {
+        storePaths = [ toplevel ];
+        volumeLabel = "root";
+        populateImageCommands = ''
+          mkdir -p files/nix/var/nix/profiles
+          ln -s ${toplevel} files/nix/var/nix/profiles/system-1-link
+          ln -s system-1-link files/nix/var/nix/profiles/system
+        '';
+      }
+    } $out/disk.raw
+    echo ${toplevel} > $out/toplevel
+  '';
+}
