@@ -35,6 +35,23 @@ let
     inherit (inputs) nixpkgs;
     tentaflake = flake;
   };
+  guest = lib.nixosSystem {
+    modules = [
+      flake.nixosModules.default
+      (repository + "/harness/guests/files/nixos.nix")
+      {
+        _module.args.network = {
+          ipv4 = "192.168.50.1";
+          ipv6 = "fd00:50::1";
+          gateway4 = "192.168.50.2";
+          gateway6 = "fd00:50::2";
+          resolvers = "/etc/resolv.upstream";
+        };
+        tentaflake.agents.coding = { };
+        tentaflake.host.tailnetInterface = "tailscale0";
+      }
+    ];
+  };
   configured =
     host: { inherit (host.config.tentaflake) plan; } // { inherit (host.config) assertions; };
 in
@@ -43,6 +60,14 @@ in
   template = template.plans;
   configurations = lib.mapAttrs (_: configured) flake.nixosConfigurations;
   platforms = lib.mapAttrs (_: host: host.config.nixpkgs.hostPlatform) flake.nixosConfigurations;
+  guest = {
+    inherit (guest.config) assertions;
+    shell = guest.config.systemd.services.tentaflake-shell.serviceConfig;
+    disk = guest.config.fileSystems."/";
+    tailscale = guest.config.services.tailscale.enable;
+    resolver = guest.config.services.dnsmasq.settings.resolv-file;
+    interfaces = lib.attrNames guest.config.networking.interfaces;
+  };
   modules = lib.attrNames flake.nixosModules;
   perSystem = lib.genAttrs [
     "apps"

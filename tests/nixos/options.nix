@@ -36,6 +36,16 @@ let
   service.options = unit // {
     startLimitIntervalSec = option types.int;
     path = optional (types.listOf types.package) [ ];
+    environment = optional (types.attrsOf (
+      types.nullOr (
+        types.oneOf [
+          types.str
+          types.path
+          types.package
+        ]
+      )
+    )) { };
+    restartIfChanged = optional types.bool true;
     script = optional types.lines "";
     postStop = optional types.lines "";
     serviceConfig = section;

@@ -15,6 +15,7 @@ let
     "iproute2"
     "linuxquota"
     "nftables"
+    "python3"
     "util-linux"
   ];
 in

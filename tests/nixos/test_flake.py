@@ -122,6 +122,15 @@ def test_both_systems_have_everything(outputs: dict[str, Any]) -> None:
     assert {"hosts", "plan", "tests"} <= set(outputs["checks"])
 
 
+def test_the_guest_is_a_host_with_a_way_in_for_the_harness(outputs: dict[str, Any]) -> None:
+    guest = outputs["guest"]
+    assert guest["assertions"] == []
+    assert guest["shell"]["ExecStart"].endswith("guest_shell.py")
+    assert guest["disk"] == {"device": "/dev/vda", "fsType": "ext4", "options": ["usrquota"]}
+    assert guest["interfaces"] == ["eth0", "eth1"]
+    assert (guest["tailscale"], guest["resolver"]) == (False, "/etc/resolv.upstream")
+
+
 # --- the template
 
 
