@@ -19,6 +19,12 @@ in
       ];
     };
 
+    # What brings a secret into the environment of its agent's processes; Docker's settings name it.
+    environment.etc.${lib.removePrefix "/etc/" plan.containerInit.path} = {
+      text = plan.containerInit.content;
+      inherit (plan.containerInit) mode;
+    };
+
     systemd.slices.${lib.removeSuffix ".slice" plan.slice.name} = {
       description = "All Hermes agents of this host";
       sliceConfig.MemoryMax = plan.slice.memoryMax;

@@ -56,12 +56,6 @@ in
         ;
     }) plan.secrets;
 
-    # What brings a secret into the environment of its agent's processes; Docker's settings name it.
-    environment.etc.${lib.removePrefix "/etc/" plan.containerInit.path} = {
-      text = plan.containerInit.content;
-      inherit (plan.containerInit) mode;
-    };
-
     systemd.services = lib.listToAttrs (
       map mkService (lib.filter (agent: agent.secrets != [ ]) (lib.attrValues plan.agents))
     );

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from harness.nixpkgs import EVALUATE
@@ -22,6 +22,7 @@ quick = settings(
     max_examples=20,
     deadline=None,
     database=None,
+    phases=[Phase.explicit, Phase.generate],  # no shrinking: each try is an evaluation
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 

@@ -31,6 +31,7 @@ def test_a_host_without_agents_has_its_firewall_and_no_docker(configure: Evaluat
     config = configure(agents=[])
     assert not config["containers"] and not config["users"] and not config["tmpfiles"]["settings"]
     assert config["networking"]["nftables"]["tables"].keys() == {"tentaflake"}
+    assert "tentaflake/container-init" in config["etc"]  # Docker's settings name it, whoever needs it
     assert configure(agents=[AGENT])["containers"]
 
 
