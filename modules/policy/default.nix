@@ -2,7 +2,6 @@
 #
 #   check { agents; host ? { }; }   => { errors; plan; }   never throws on a bad spec; reports all errors at once
 #   plan  { agents; host ? { }; }   => the plan, or one `throw` that lists every error
-#
 #   byName agents                   => the specs by name, as the NixOS option `tentaflake.agents` takes them
 #   defaults                        => what is not said in a spec, its parts and the host's settings
 #
