@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +36,22 @@ def find_nixpkgs(given: Path | None = None) -> Path:
 
 
 def _from_path() -> Path | None:
-    done = subprocess.run(
-        ["nix-instantiate", "--find-file", "nixpkgs"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return Path(done.stdout.strip()) if done.returncode == 0 else None
+    return _found(["nix-instantiate", "--find-file", "nixpkgs"])
 
 
 def _from_store() -> Path | None:
     if not STORE.is_dir():
         return None
     source = f"builtins.fetchTree (builtins.fromJSON (builtins.readFile {LOCK})).nodes.nixpkgs.locked"
+    return _found(["nix", "eval", "--offline", "--impure", "--raw", "--expr", f"({source}).outPath"])
+
+
+def _found(command: list[str]) -> Path | None:
+    """The path that it prints; None where it fails, because there is none or it would have to be downloaded."""
     try:
-        path = run_nix(
-            ["nix", "eval", "--offline", "--impure", "--raw", "--expr", f"({source}).outPath"], subject="nixpkgs"
-        )
+        return Path(run_nix(command, subject="nixpkgs").decode().strip())
     except PolicyError:
-        return None  # it would have to be downloaded
-    return Path(path.decode())
+        return None
 
 
 def options_page(nixpkgs: Path) -> str:

@@ -115,7 +115,9 @@ class NixosGuest(DebianGuest):
 
 @cache
 def find_obstacle() -> str | None:
-    """Why no NixOS can be built on this machine: no store, no nixpkgs, or no binary cache to have the kernel from."""
+    """Why no NixOS can be built here: no Nix, no store, no nixpkgs, or no binary cache to have the kernel from."""
+    if shutil.which("nix") is None:
+        return "Nix is not installed"
     if not STORE.is_dir():
         return f"this machine has no Nix store ({STORE})"
     with _arguments(_nothing(), None) as arguments:
