@@ -21,7 +21,7 @@ let
       inherit lib;
       legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (_: { });
     };
-    agenix.nixosModules.default = { };
+    agenix.nixosModules.default.options.agenix = lib.mkOption { default = "is here"; };
     hermes-agent = { };
   };
   call =
@@ -69,6 +69,9 @@ in
     interfaces = lib.attrNames guest.config.networking.interfaces;
   };
   modules = lib.attrNames flake.nixosModules;
+  withAgenix = lib.filter (
+    name: (lib.nixosSystem { modules = [ flake.nixosModules.${name} ]; }).config ? agenix
+  ) (lib.attrNames flake.nixosModules);
   perSystem = lib.genAttrs [
     "apps"
     "checks"

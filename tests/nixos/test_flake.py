@@ -116,6 +116,10 @@ def test_every_module_is_an_output(outputs: dict[str, Any]) -> None:
     assert files | {path.parent.name for path in modules.glob("*/default.nix")} - {"policy"} == set(outputs["modules"])
 
 
+def test_what_has_secrets_brings_agenix(outputs: dict[str, Any]) -> None:
+    assert outputs["withAgenix"] == ["default", "secrets"]
+
+
 def test_both_systems_have_everything(outputs: dict[str, Any]) -> None:
     assert all(systems == ["aarch64-linux", "x86_64-linux"] for systems in outputs["perSystem"].values())
     assert {"default", "harness", "hermes-auditd", "hermes-image"} <= set(outputs["packages"])
