@@ -88,6 +88,15 @@
         meta = { inherit description; };
       };
 
+      # The image that an agent has by default.
+      ownImage =
+        { pkgs, ... }:
+        {
+          tentaflake.imageStreams.${policy.defaultImage} =
+            lib.mkDefault
+              self.packages.${pkgs.stdenv.hostPlatform.system}.hermes-image;
+        };
+
       mkHost =
         system:
         lib.nixosSystem {
@@ -121,6 +130,7 @@
         default.imports = [
           ./modules
           agenix.nixosModules.default
+          ownImage
         ];
         secrets.imports = [
           ./modules/secrets.nix

@@ -7,7 +7,7 @@
   hermes-agent,
 }:
 dockerTools.streamLayeredImage {
-  # .invalid never resolves (RFC 2606): it cannot be pulled by mistake.
+  # As modules/policy/images.nix has it.
   name = "tentaflake.invalid/hermes";
   tag = hermes-agent.version;
   contents = [

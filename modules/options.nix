@@ -317,12 +317,13 @@ in
       default = { };
       example = lib.literalExpression ''
         {
-          "tentaflake.invalid/hermes:0.19.0" = tentaflake.packages.x86_64-linux.hermes-image;
+          "example.invalid/hermes-with-git:1" = pkgs.dockerTools.streamLayeredImage { /* … */ };
         }
       '';
       description = ''
         Images that are built here in place of being pulled: by the reference that agents have in `image`, a program that
-        writes the image (`dockerTools.streamLayeredImage`). Its store path pins it; to the policy it is a mutable one.
+        writes the image (`dockerTools.streamLayeredImage`). Its store path pins it. The image that agents have by default
+        is among them; to the policy others are mutable (`allowMutableImage`).
       '';
     };
 

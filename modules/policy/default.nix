@@ -3,6 +3,7 @@
 #   check { agents; host ? { }; }   => { errors; plan; }   never throws on a bad spec; reports all errors at once
 #   plan  { agents; host ? { }; }   => the plan, or one `throw` that lists every error
 #   byName agents                   => the specs by name, as the NixOS option `tentaflake.agents` takes them
+#   defaultImage                    => the reference of the image that an agent has which names none
 #   defaults                        => what is not said in a spec, its parts and the host's settings
 #
 # `agents` is a list of specs or, as in agents.nix, a function `{ mkHermesAgent }: [ … ]`. Each file here does one
@@ -133,6 +134,8 @@ let
         concatStringsSep "" (map (error: "\n  - ${error.message}") result.errors)
       }";
 
+  defaultImage = (import ./images.nix).default;
+
   byName =
     agents:
     listToAttrs (
@@ -171,6 +174,7 @@ in
   inherit
     byName
     check
+    defaultImage
     defaults
     mkHermesAgent
     plan

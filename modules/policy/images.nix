@@ -1,6 +1,7 @@
 # The container images that the policy knows.
 {
-  # Hermes' own image of 2026-07-18. It starts as root under s6, which an agent's container may not (C1), so a later
-  # change replaces it by a build of our own that runs under any uid.
-  default = "docker.io/nousresearch/hermes-agent@sha256:4a2f23bd3ffaa6ee7b3be8a302a38be43ab0321a2988cd3fb16b7dd472dde812";
+  # The flake's own build of Hermes, for the official image starts as root, which an agent's container may not (C1). It is
+  # never pulled: .invalid does not resolve (RFC 2606). On NixOS tentaflake.imageStreams has it under this name, and its
+  # store path pins it; in test machines it is the archive of harness/guests/hermes_image.py, by its digest.
+  default = "tentaflake.invalid/hermes:0.19.0";
 }

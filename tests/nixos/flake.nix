@@ -10,7 +10,9 @@ let
           {
             # What a machine says of its disks and boot loader is NixOS' own.
             freeformType = lib.types.lazyAttrsOf lib.types.anything;
-            _module.args.pkgs = import ./packages.nix { inherit lib; };
+            _module.args.pkgs = import ./packages.nix { inherit lib; } // {
+              stdenv.hostPlatform.system = "x86_64-linux";
+            };
             virtualisation.docker.package = (import ./packages.nix { inherit lib; }).docker;
           }
         ];
@@ -19,7 +21,9 @@ let
   inputs = {
     nixpkgs = {
       inherit lib;
-      legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (_: { });
+      legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (_: {
+        callPackage = _: _: (import ./packages.nix { inherit lib; }).docker;
+      });
     };
     agenix.nixosModules.default.options.agenix = lib.mkOption { default = "is here"; };
     hermes-agent = { };
@@ -68,6 +72,7 @@ in
     resolver = guest.config.services.dnsmasq.settings.resolv-file;
     interfaces = lib.attrNames guest.config.networking.interfaces;
   };
+  imageStreams = lib.attrNames flake.nixosConfigurations.agent-host.config.tentaflake.imageStreams;
   modules = lib.attrNames flake.nixosModules;
   withAgenix = lib.filter (
     name: (lib.nixosSystem { modules = [ flake.nixosModules.${name} ]; }).config ? agenix

@@ -110,6 +110,11 @@ def test_the_hosts_are_what_the_harness_attacks(outputs: dict[str, Any]) -> None
         assert configuration == {"plan": plan, "assertions": []}
 
 
+def test_the_image_that_agents_have_by_default_is_built_by_the_flake(outputs: dict[str, Any]) -> None:
+    images = {agent["container"]["image"] for agent in outputs["plans"]["agent-host"]["agents"].values()}
+    assert images & set(outputs["imageStreams"]) == images
+
+
 def test_every_module_is_an_output(outputs: dict[str, Any]) -> None:
     modules = REPOSITORY / "modules"
     files = {path.stem for path in modules.glob("*.nix")} - {"options", "hermes-image"}

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from harness.guests import hermes_image
 from harness.policy import Agent, Plan, PolicyError, evaluate, evaluate_many, substitute_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,13 +51,19 @@ def test_the_reference_host_has_three_ways_out(reference: Plan) -> None:
     assert reference.speech.agents == ["research"]
 
 
+def hermes_version() -> str:
+    """Of what the image is made of."""
+    [version] = re.findall(r"^hermes-agent==(\S+)", hermes_image.REQUIREMENTS.read_text(), re.MULTILINE)
+    return str(version)
+
+
 def test_defaults(default: Agent) -> None:
     assert default.state_dir == "/var/lib/hermes-coding"
     assert (default.limits.memory, default.limits.cpus, default.limits.pids) == (1 << 30, 1, 256)
     assert (default.egress, default.publish, default.secrets) == ("none", [], [])
     assert (default.tts, default.auto_start, default.allow_mutable_image) == (False, True, False)
     assert default.config.content == "{}"
-    assert "@sha256:" in default.container.image
+    assert default.container.image == f"{hermes_image.NAME}:{hermes_version()}"
 
 
 def test_a_uid_derives_from_the_name_alone(default: Agent) -> None:
