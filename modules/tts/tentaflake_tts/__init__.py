@@ -1,0 +1,1 @@
+"""A speech server that answers OpenAI's clients, with Piper's voices."""

@@ -1,0 +1,84 @@
+"""From a voice's samples to a stream of one of OpenAI's formats. Every answer is mono, at OpenAI's 24 kHz."""
+
+import os
+import struct
+import weakref
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+Samples = NDArray[np.float32]
+
+RATE = 24_000
+UNKNOWN = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format by OpenAI's name, and libsndfile's names for it; without, it is written here."""
+
+    media_type: str
+    container: str = ""
+    subtype: str = ""
+
+
+FORMATS = {
+    "mp3": Format("audio/mpeg", "MP3", "MPEG_LAYER_III"),
+    "opus": Format("audio/ogg", "OGG", "OPUS"),
+    "flac": Format("audio/flac", "FLAC", "PCM_16"),
+    "wav": Format("audio/wav"),
+    "pcm": Format("audio/pcm"),
+}
+
+
+class Encoder:
+    """Takes samples of one rate, a sentence at a time, and gives what of the stream is ready by then."""
+
+    def __init__(self, name: str, rate: int) -> None:
+        self._name = name
+        self._resampler = None if rate == RATE else soxr.ResampleStream(rate, RATE, 1, dtype="float32")
+        self._file = _File(FORMATS[name]) if FORMATS[name].container else None
+        self._begun = False
+
+    def add(self, samples: Samples, last: bool) -> bytes:
+        """The bytes that follow those given so far. With all of the samples in one call, a header has their length."""
+        if self._resampler is not None:
+            samples = self._resampler.resample_chunk(samples, last)
+        np.clip(samples, -1.0, 1.0, out=samples)  # a resampler overshoots
+        if self._file is not None:
+            return self._file.add(samples, last)
+        data = (samples * 32767).astype("<i2").tobytes()
+        if self._name == "wav" and not self._begun:
+            data = _wav_header(len(data) if last else UNKNOWN) + data
+        self._begun = True
+        return data
+
+
+def _wav_header(size: int) -> bytes:
+    """Of 16-bit samples; of a stream whose end is not known yet, both sizes are the largest, as OpenAI has them."""
+    riff = b"RIFF" + struct.pack("<I", min(size + 36, UNKNOWN))
+    return riff + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, RATE, RATE * 2, 2, 16) + b"data" + struct.pack("<I", size)
+
+
+class _File:
+    """A file in memory that libsndfile writes. Not one of Python's: cffi would need memory to write to and execute."""
+
+    def __init__(self, format: Format) -> None:
+        self._memory = os.memfd_create("speech", os.MFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._memory)
+        self._sound = soundfile.SoundFile(
+            os.dup(self._memory), "w", RATE, 1, subtype=format.subtype, format=format.container
+        )
+        self._sent = 0
+
+    def add(self, samples: Samples, last: bool) -> bytes:
+        self._sound.write(samples)
+        if last:
+            self._sound.close()
+        # What libsndfile then changes at the beginning is lengths, which whoever reads a stream does without.
+        data = os.pread(self._memory, os.fstat(self._memory).st_size - self._sent, self._sent)
+        self._sent += len(data)
+        return data

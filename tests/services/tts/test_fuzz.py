@@ -1,0 +1,104 @@
+"""T2: whatever is sent, the answer is one that the OpenAPI document has."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis.openapi.loaders import from_url
+
+from tests.services.tts.support import RATE, Server, decode
+
+QUICK = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+OPERATIONS = [
+    ("GET", "/health"),
+    ("GET", "/health/live"),
+    ("GET", "/health/ready"),
+    ("GET", "/metrics"),
+    ("GET", "/v1/audio/voices"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{model}"),
+    ("POST", "/v1/audio/speech"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _goes_on_serving(speech: Server) -> Iterator[None]:
+    before = speech.process
+    yield
+    assert speech.process is before and speech.post()[0] == 200
+    assert "Traceback" not in speech.log
+
+
+@given(
+    text=st.text(st.characters(codec="utf-8"), max_size=300),
+    speed=st.floats(0.25, 4.0),
+    format=st.sampled_from(["mp3", "opus", "flac", "wav", "pcm"]),
+)
+@QUICK
+def test_any_text_is_speech_or_an_error(speech: Server, text: str, speed: float, format: str) -> None:
+    status, data = speech.post(input=text, speed=speed, response_format=format)
+    if status == 200:
+        assert len(decode(data, format)) > RATE // 200
+    else:
+        assert status == 400 and data["error"]["param"] == "input"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = ["model", "input", "voice", "response_format", "speed", "stream_format", "instructions"]
+
+
+@given(fields=st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=10), JSON, max_size=4))
+@QUICK
+def test_any_field_is_right_or_named(speech: Server, fields: dict[str, Any]) -> None:
+    status, data = speech.post(**fields)
+    if status != 200:
+        assert status in (400, 404) and data["error"]["param"] in [*fields, ""]
+
+
+@given(body=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+@QUICK
+def test_any_body_is_an_error(speech: Server, body: bytes) -> None:
+    status, data = speech.post_raw(body)
+    assert status == 400 and data["error"]["type"] == "invalid_request_error"
+
+
+@pytest.fixture(scope="module")
+def api(speech: Server) -> schemathesis.schemas.BaseSchema:
+    return from_url(f"http://127.0.0.1:{speech.port}/openapi.json")
+
+
+def test_the_document_has_every_operation(api: schemathesis.schemas.BaseSchema) -> None:
+    found = [(o.method.upper(), o.path) for o in (result.ok() for result in api.get_all_operations())]
+    assert sorted(found) == sorted(OPERATIONS)
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_every_operation_answers_as_its_document_says(
+    api: schemathesis.schemas.BaseSchema, method: str, path: str
+) -> None:
+    """Status, content type and content; what breaks the document is refused, and what does not is not."""
+    operation = api[path][method]
+
+    @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE))
+    @QUICK
+    def by_the_rules(case: Any) -> None:
+        case.call_and_validate()
+
+    @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE))
+    @QUICK
+    def against_them(case: Any) -> None:
+        case.call_and_validate()
+
+    by_the_rules()
+    if method == "POST":
+        against_them()
