@@ -97,7 +97,7 @@ SPEECH: dict[int | str, dict[str, Any]] = {
         "description": "The speech, mono at 24 kHz; in pieces, if it is more than one sentence.",
         "content": {
             **{format.media_type: {"schema": {"type": "string", "format": "binary"}} for format in FORMATS.values()},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {},
         },
     }
 }

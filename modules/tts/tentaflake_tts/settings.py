@@ -20,7 +20,7 @@ class Settings(BaseModel):
     voices: Annotated[Path, Field(strict=False)]
     default: str | None = None
     aliases: dict[str, str] = {}
-    workers: Annotated[int, Field(ge=1, le=64)] = len(os.sched_getaffinity(0))
+    workers: Annotated[int, Field(ge=1, le=64)] = min(4, len(os.sched_getaffinity(0)))
     queue: Annotated[int, Field(ge=1, le=4096)] = 128
     queuePerClient: Annotated[int, Field(ge=1, le=4096)] = 64
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -54,8 +54,11 @@ Samples = NDArray[np.float64]
 class Server:
     """A running tentaflake-tts. Its socket is the test's and stays open when it ends, as systemd's does."""
 
-    def __init__(self, directory: Path, settings: dict[str, Any], patience: float, strict: bool) -> None:
+    def __init__(
+        self, directory: Path, settings: dict[str, Any], patience: float, strict: bool, wrapper: Sequence[str]
+    ) -> None:
         self.directory = directory
+        self._wrapper = wrapper
         self.settings = settings
         self.said: list[str] = []
         """What systemd was told, one assignment each."""
@@ -64,6 +67,7 @@ class Server:
         self.port: int = self._socket.getsockname()[1]
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(directory / "notify"))
+        (directory / "notify").chmod(0o777)
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -74,7 +78,7 @@ class Server:
         (self.directory / "config.json").write_text(json.dumps(self.settings))
         number = self._socket.fileno()
         environment = os.environ | {"PYTHONPATH": str(PACKAGE), "NOTIFY_SOCKET": str(self.directory / "notify")}
-        command = [sys.executable, "-c", STARTER, json.dumps(self._options | {"sockets": [number]})]
+        command = [*self._wrapper, sys.executable, "-c", STARTER, json.dumps(self._options | {"sockets": [number]})]
         self.said.clear()
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -151,10 +155,17 @@ class Server:
 
 @contextmanager
 def server(
-    directory: Path, voices: Path, *, patience: float = 30.0, strict: bool = False, ready: bool = True, **settings: Any
+    directory: Path,
+    voices: Path,
+    *,
+    patience: float = 30.0,
+    strict: bool = False,
+    wrapper: Sequence[str] = (),
+    ready: bool = True,
+    **settings: Any,
 ) -> Iterator[Server]:
     directory.mkdir(parents=True, exist_ok=True)
-    running = Server(directory, {"voices": str(voices)} | settings, patience, strict)
+    running = Server(directory, {"voices": str(voices)} | settings, patience, strict, wrapper)
     try:
         running.start(ready)
         yield running

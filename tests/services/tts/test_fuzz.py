@@ -8,7 +8,10 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schemathesis.openapi.loaders import from_url
+from schemathesis import GenerationMode
+from schemathesis.core.failures import FailureGroup
+from schemathesis.openapi.loaders import from_dict, from_url
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.services.tts.support import RATE, Server, decode
 
@@ -86,19 +89,47 @@ def test_the_document_has_every_operation(api: schemathesis.schemas.BaseSchema) 
 def test_every_operation_answers_as_its_document_says(
     api: schemathesis.schemas.BaseSchema, method: str, path: str
 ) -> None:
-    """Status, content type and content; what breaks the document is refused, and what does not is not."""
-    operation = api[path][method]
-
-    @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode.POSITIVE))
+    @given(case=api[path][method].as_strategy(generation_mode=GenerationMode.POSITIVE))
     @QUICK
-    def by_the_rules(case: Any) -> None:
+    def validate(case: Any) -> None:
         case.call_and_validate()
 
-    @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE))
+    validate()
+
+
+def test_what_the_document_allows_is_spoken(api: schemathesis.schemas.BaseSchema) -> None:
+    """But for what has nothing to say. The document does not know which models and voices there are."""
+
+    @given(case=api["/v1/audio/speech"]["POST"].as_strategy(generation_mode=GenerationMode.POSITIVE))
     @QUICK
-    def against_them(case: Any) -> None:
+    def validate(case: Any) -> None:
+        case.body |= {"model": "tts-1", "voice": "alloy"}
+        answer = case.call()
+        case.validate_response(answer, excluded_checks=[positive_data_acceptance])
+        assert answer.status_code == 200 or answer.json()["error"]["param"] == "input"
+
+    validate()
+
+
+def test_what_the_document_does_not_allow_is_refused(api: schemathesis.schemas.BaseSchema) -> None:
+    @given(case=api["/v1/audio/speech"]["POST"].as_strategy(generation_mode=GenerationMode.NEGATIVE))
+    @QUICK
+    def validate(case: Any) -> None:
         case.call_and_validate()
 
-    by_the_rules()
-    if method == "POST":
-        against_them()
+    validate()
+
+
+def test_an_answer_that_the_document_does_not_have_is_found(speech: Server) -> None:
+    """The control of the tests before."""
+    document = speech.get("/openapi.json")[1]
+    del document["paths"]["/v1/audio/speech"]["post"]["responses"]["4XX"]
+    changed = from_dict(document)
+
+    @given(case=changed["/v1/audio/speech"]["POST"].as_strategy(generation_mode=GenerationMode.NEGATIVE))
+    @settings(QUICK, report_multiple_bugs=False)
+    def validate(case: Any) -> None:
+        case.call_and_validate(base_url=f"http://127.0.0.1:{speech.port}")
+
+    with pytest.raises(FailureGroup, match="Received: 400"):
+        validate()
