@@ -221,8 +221,15 @@ class Routing(_Struct, frozen=True):
 
 
 class Speech(_Struct, frozen=True):
+    """``listen``: addresses and ports of the server; ``clients``: the networks of the agents that may use it;
+    ``units``: its systemd units by name, as settings by section, without an ``ExecStart``; none if no agent may.
+    """
+
     port: int
     agents: list[str]
+    listen: list[str]
+    clients: list[str]
+    units: dict[str, dict[str, dict[str, str | list[str]]]]
 
 
 class AuditedDirectory(_Struct, frozen=True):

@@ -202,9 +202,9 @@ in
   # between these networks, whatever the rules say; the host's own packets to an agent are not meant.
   routing.unreachable = range;
   nftablesCheckSec = 30;
-  speech = {
+  speech = import ./speech.nix {
     port = speechPort;
-    agents = map (agent: agent.name) (filter (agent: agent.tts) sorted);
+    agents = filter (agent: agent.tts) sorted;
   };
   audit.directories = map (agent: {
     agent = agent.name;

@@ -1,4 +1,4 @@
-# The speech server: OpenAI's API for speech, with Piper's voices. Who may reach it is in the plan (modules/policy/plan.nix,
+# The speech server: OpenAI's API for speech, with Piper's voices. Who may reach it is in the plan (modules/policy/speech.nix,
 # `speech`); how it is confined is in unit.json and socket.json, which the Debian guest reads as well.
 {
   config,

@@ -30,7 +30,14 @@ buildPythonApplication {
     fastapi
     numpy
     onnxruntime
-    (toPythonModule piper-tts) # nixpkgs has it as a program
+    # nixpkgs has it as a program, with what it takes to train voices.
+    (toPythonModule (
+      piper-tts.override {
+        withAlignment = false;
+        withHTTP = false;
+        withTrain = false;
+      }
+    ))
     prometheus-client
     pydantic
     soundfile

@@ -1,8 +1,9 @@
 """Makes a voice in Piper's format that says a tone for each phoneme: python3 tone_voice.py DIRECTORY [NAME]
 
-A stand-in where no voice can be downloaded, and one whose every sample is known: loaded by Piper and run by onnxruntime
-as any other, with espeak-ng's phonemes. A phoneme of id N is DURATION samples of a sine of `frequency(N)`, times the length
-scale; what has no sound (pauses, and the marks of the beginning and the end) is as long a silence. Needs the package onnx.
+A stand-in where no voice can be downloaded, and one whose every sample is known: loaded by Piper and run by
+onnxruntime as any other, with espeak-ng's phonemes. A phoneme of id N is DURATION samples of a sine of `frequency(N)`,
+times the length scale; what has no sound (pauses, and the marks of the beginning and the end) is as long a silence.
+Needs the package onnx.
 """
 
 import argparse
@@ -36,8 +37,8 @@ def make(
     ids: Mapping[str, list[int]] = DEFAULT_PHONEME_ID_MAP,
     config: Mapping[str, object] | None = None,
 ) -> Path:
-    """Make a voice; returns its model. ``work`` is how many products of matrices of 512 by 512 each sentence costs as well,
-    ``ids`` are its phonemes (an id that is not below `IDS` makes onnxruntime fail), ``config`` replaces settings.
+    """Make a voice; returns its model. ``work`` is how many products of matrices of 512 by 512 each sentence costs as
+    well, ``ids`` are its phonemes (an id that is not below `IDS` makes onnxruntime fail), ``config`` replaces settings.
     """
     directory.mkdir(parents=True, exist_ok=True)
     model = directory / f"{name}.onnx"

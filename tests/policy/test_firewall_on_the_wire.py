@@ -65,6 +65,14 @@ def gateways(plan: Plan, name: str) -> list[str]:
     return [network.ipv4.gateway, network.ipv6.gateway]
 
 
+def speech_probes(plan: Plan) -> set[Probe]:
+    """Everybody, on every address of the host that they have a route to."""
+    lan, tailnet = ["192.168.50.1", "fd00:50::1"], ["100.64.1.1", "fd7a:115c:a1e0:1::1"]
+    routes = {"lan": lan, "tailnet": tailnet} | dict.fromkeys(AGENTS, lan + tailnet)
+    shared = [gateway for name in AGENTS for gateway in gateways(plan, name)]
+    return {Probe(where, address, 5001) for where, own in routes.items() for address in [*own, *shared]}
+
+
 def test_without_rules_everything_answers(plan: Plan) -> None:
     """The positive control of all that follows."""
     with Wire(plan) as bare:
@@ -72,6 +80,7 @@ def test_without_rules_everything_answers(plan: Plan) -> None:
         everywhere += [address for name in AGENTS for address in [*addresses(plan, name), *gateways(plan, name)]]
         sources = [*AGENTS, "lan"]
         probes = {Probe(s, address, port, p) for s in sources for address in everywhere for port, p in FLOWS}
+        probes |= speech_probes(plan)
         assert probes - bare.reach(probes) == set()
         for source, target in FORGED:
             bare.forge("coding", source, target)
@@ -113,6 +122,13 @@ def test_an_agent_reaches_nothing_on_the_host_but_speech(wire: Wire, plan: Plan)
         for port, protocol in FLOWS
     }
     assert wire.reach(probes) == {Probe("research", address, 5001) for address in gateways(plan, "research")}
+
+
+def test_speech_is_for_the_host_and_for_who_is_granted_it(wire: Wire, plan: Plan) -> None:
+    """T3, whatever address is asked: another agent's gateway is not one's own."""
+    assert wire.reach(speech_probes(plan)) == {Probe("research", own, 5001) for own in gateways(plan, "research")}
+    own = {Probe("host", address, 5001) for address in ["127.0.0.1", "::1", *gateways(plan, "research")]}
+    assert wire.reach(own) == own
 
 
 def test_each_way_out_is_as_the_spec_says(wire: Wire) -> None:

@@ -57,6 +57,21 @@ def hermes_version() -> str:
     return str(version)
 
 
+def test_the_speech_server_listens_for_the_host_and_for_who_is_granted_it() -> None:
+    [plan] = plans_of([{"name": "a", "tts": True}, {"name": "b"}, {"name": "c", "tts": True}])
+    loopback = ["127.0.0.1:5001", "[::1]:5001"]
+    granted = [plan.agents[name].network for name in ("a", "c")]
+    gateways = [text for n in granted for text in (f"{n.ipv4.gateway}:5001", f"[{n.ipv6.gateway}]:5001")]
+    assert plan.speech.listen == loopback + gateways
+    assert plan.speech.clients == [text for n in granted for text in (n.ipv4.subnet, n.ipv6.subnet)]
+    socket = plan.speech.units["tentaflake-tts.socket"]["Socket"]
+    assert socket["ListenStream"] == plan.speech.listen
+    assert (socket["IPAddressDeny"], socket["IPAddressAllow"]) == ("any", ["localhost", *plan.speech.clients])
+    [without] = plans_of([{"name": "a"}])
+    assert (without.speech.listen, without.speech.clients, without.speech.agents) == (loopback, [], [])
+    assert without.speech.units == {}
+
+
 def test_defaults(default: Agent) -> None:
     assert default.state_dir == "/var/lib/hermes-coding"
     assert (default.limits.memory, default.limits.cpus, default.limits.pids) == (1 << 30, 1, 256)

@@ -96,7 +96,7 @@ SPEECH: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The speech, mono at 24 kHz; in pieces, if it is more than one sentence.",
         "content": {
-            **{format.media_type: {"schema": {"type": "string", "format": "binary"}} for format in FORMATS.values()},
+            **{codec.media_type: {"schema": {"type": "string", "format": "binary"}} for codec in FORMATS.values()},
             "text/event-stream": {},
         },
     }
@@ -106,9 +106,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": Error}, "5XX": {"mod
 
 def make_app(engine: Engine) -> FastAPI:
     """The API of an engine, which need not be ready yet."""
-    app = FastAPI(
-        title="Speech", version="1", responses=ERRORS, docs_url=None, redoc_url=None, redirect_slashes=False
-    )
+    app = FastAPI(title="Speech", version="1", responses=ERRORS, docs_url=None, redoc_url=None, redirect_slashes=False)
 
     @app.post("/v1/audio/speech", response_class=Response, responses=SPEECH)
     async def speak(wanted: SpeechRequest, request: Request) -> Response:
@@ -169,7 +167,10 @@ def make_app(engine: Engine) -> FastAPI:
 def _check_model(name: str) -> None:
     if name not in MODELS:
         raise ApiError(
-            404, f"there is no model {name!r:.100}: it is one of {', '.join(MODELS)}", code="model_not_found", param="model"
+            404,
+            f"there is no model {name!r:.100}: it is one of {', '.join(MODELS)}",
+            code="model_not_found",
+            param="model",
         )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 Samples = NDArray[np.float32]
 
 RATE = 24_000
+"""Samples per second."""
 UNKNOWN = 0xFFFFFFFF
 
 
@@ -59,18 +60,18 @@ class Encoder:
 
 def _wav_header(size: int) -> bytes:
     """Of 16-bit samples; of a stream whose end is not known yet, both sizes are the largest, as OpenAI has them."""
-    riff = b"RIFF" + struct.pack("<I", min(size + 36, UNKNOWN))
-    return riff + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, RATE, RATE * 2, 2, 16) + b"data" + struct.pack("<I", size)
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, RATE, RATE * 2, 2, 16)
+    return struct.pack("<4sI4s", b"RIFF", min(size + 36, UNKNOWN), b"WAVE") + form + struct.pack("<4sI", b"data", size)
 
 
 class _File:
     """A file in memory that libsndfile writes. Not one of Python's: cffi would need memory to write to and execute."""
 
-    def __init__(self, format: Format) -> None:
+    def __init__(self, codec: Format) -> None:
         self._memory = os.memfd_create("speech", os.MFD_CLOEXEC)
         weakref.finalize(self, os.close, self._memory)
         self._sound = soundfile.SoundFile(
-            os.dup(self._memory), "w", RATE, 1, subtype=format.subtype, format=format.container
+            os.dup(self._memory), "w", RATE, 1, subtype=codec.subtype, format=codec.container
         )
         self._sent = 0
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -17,7 +17,7 @@ MOST_PER_CLIENT = 128
 class Connection(H11Protocol):
     """Its ``cycle`` is the request being answered, if there is one."""
 
-    _clients: Counter[str] = Counter()
+    _clients: ClassVar[Counter[str]] = Counter()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -32,13 +32,13 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._has_request():
-            self._request_timer = _cancel(self._request_timer)
+            self._forget_request_timer()
         elif self._request_timer is None:
             self._expect_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._request_timer = _cancel(self._request_timer)
-        self._read_timer = _cancel(self._read_timer)
+        self._forget_request_timer()
+        self._forget_read_timer()
         self._clients[self._host] -= 1
         if not self._clients[self._host]:
             del self._clients[self._host]
@@ -50,7 +50,7 @@ class Connection(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._read_timer = _cancel(self._read_timer)
+        self._forget_read_timer()
 
     def _has_request(self) -> bool:
         cycle: Any = self.cycle  # None before the first request
@@ -63,7 +63,12 @@ class Connection(H11Protocol):
 
         self._request_timer = self.loop.call_later(REQUEST_PATIENCE, expired)
 
+    def _forget_request_timer(self) -> None:
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
 
-def _cancel(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
+    def _forget_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None

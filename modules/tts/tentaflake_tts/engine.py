@@ -12,7 +12,6 @@ from tentaflake_tts.settings import OPENAI_VOICES, Settings
 from tentaflake_tts.turns import Turns
 from tentaflake_tts.voices import Voice
 
-
 LOADING_PATIENCE = 20.0
 """Seconds that who comes during a restart waits for the voices."""
 
@@ -20,9 +19,9 @@ LOADING_PATIENCE = 20.0
 class Utterance:
     """One text being spoken. `begin`, then `next` until it `is_done`, in any thread, one call at a time."""
 
-    def __init__(self, voice: Voice, text: str, speed: float, format: str, metrics: Metrics) -> None:
+    def __init__(self, voice: Voice, text: str, speed: float, codec: str, metrics: Metrics) -> None:
         self._voice, self._text, self._speed, self._metrics = voice, text, speed, metrics
-        self._encoder = Encoder(format, voice.rate)
+        self._encoder = Encoder(codec, voice.rate)
         self._pieces: list[list[str]] = []
 
     @property
@@ -52,7 +51,7 @@ class Engine:
         """Names of voices that cannot be loaded."""
         self.aliases: dict[str, str] = {}
         self._loaded = asyncio.Event()
-        self.turns = Turns(settings.workers, settings.queue, settings.queuePerClient)
+        self.turns = Turns(settings.workers, settings.queue, settings.queue_per_client)
         self.metrics = Metrics(lambda: self.turns.requests, lambda: (len(self.voices), len(self.failed)))
 
     async def load(self, report: Callable[[str], None]) -> None:
@@ -75,7 +74,7 @@ class Engine:
         """By its name or an alias, when the voices are loaded; raises `ApiError`."""
         try:
             await asyncio.wait_for(self._loaded.wait(), LOADING_PATIENCE)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise ApiError(503, "the voices are still being loaded", headers={"Retry-After": "5"}) from None
         voice = self.voices.get(self.aliases.get(name, name))
         if voice is None:
@@ -83,8 +82,8 @@ class Engine:
             raise ApiError(400, f"there is no voice {name!r:.100}: it is one of {known}", param="voice")
         return voice
 
-    def begin(self, voice: Voice, text: str, speed: float, format: str) -> Utterance:
-        return Utterance(voice, text, speed, format, self.metrics)
+    def begin(self, voice: Voice, text: str, speed: float, codec: str) -> Utterance:
+        return Utterance(voice, text, speed, codec, self.metrics)
 
     def close(self) -> None:
         self.turns.close()

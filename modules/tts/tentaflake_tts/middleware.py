@@ -42,7 +42,7 @@ class WholeBody:
             return
         try:
             body: bytes | None = await asyncio.wait_for(_read(scope, receive), PATIENCE)
-        except (ApiError, asyncio.TimeoutError) as error:
+        except (ApiError, TimeoutError) as error:
             if not isinstance(error, ApiError):
                 error = ApiError(408, f"the request's body did not arrive within {PATIENCE:.0f} s")
             # Whatever else of it comes is not read.

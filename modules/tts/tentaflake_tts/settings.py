@@ -22,7 +22,7 @@ class Settings(BaseModel):
     aliases: dict[str, str] = {}
     workers: Annotated[int, Field(ge=1, le=64)] = min(4, len(os.sched_getaffinity(0)))
     queue: Annotated[int, Field(ge=1, le=4096)] = 128
-    queuePerClient: Annotated[int, Field(ge=1, le=4096)] = 64
+    queue_per_client: Annotated[int, Field(ge=1, le=4096, alias="queuePerClient")] = 64
 
 
 def read(path: Path) -> Settings:

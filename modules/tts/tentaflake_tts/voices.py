@@ -90,7 +90,7 @@ def load(model: Path, threads: int) -> Voice:
         samples = voice.speak(list("a"), 1.0) if voice.read("a", 1.0) else np.empty(0)
         if not samples.size or not np.isfinite(samples).all():
             raise ValueError("what it says is no sound")
-    except Exception as error:  # noqa: BLE001 - whatever a broken file brings about, its name is what is wanted
+    except Exception as error:  # whatever a broken file brings about, its name is what is wanted
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise SpeechError(f"voice {name} cannot be loaded: {said}", f"replace {model} and its .json") from error
     return voice

@@ -32,7 +32,7 @@ PHONEME = DURATION * RATE // VOICE_RATE
 """Samples of one phoneme in an answer at speed 1."""
 LONG = "This is a sentence of some length, and it goes on. " * 60
 
-# Becomes the server, with the sockets where systemd has them. Its patience with clients is shorter where a test says so.
+# Becomes the server, with the sockets where systemd has them. Its patience is as the test says.
 STARTER = """
 import json, os, sys
 options = json.loads(sys.argv[1])
@@ -133,8 +133,9 @@ class Server:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
             data = answer.read()
-            is_json = answer.headers.get_content_type() == "application/json"
-            return answer.status, json.loads(data) if is_json else data, {name.lower(): value for name, value in answer.headers.items()}
+            if answer.headers.get_content_type() == "application/json":
+                data = json.loads(data)
+            return answer.status, data, {name.lower(): value for name, value in answer.headers.items()}
         finally:
             connection.close()
 
@@ -183,24 +184,24 @@ def eventually(condition: Callable[[], bool], what: str, within: float = PATIENC
 # --- sound
 
 
-def decode(data: bytes, format: str) -> Samples:
+def decode(data: bytes, codec: str) -> Samples:
     """The samples of an answer, by a decoder that is not the encoder's where there is one."""
-    if format == "pcm":
+    if codec == "pcm":
         return np.frombuffer(data, "<i2") / 32768
-    if format == "opus":
+    if codec == "opus":
         samples, rate = soundfile.read(io.BytesIO(data))
         channels = samples.ndim
     else:
         decoded = miniaudio.decode(data, nchannels=1, sample_rate=RATE)
-        info = _info(data, format)
+        info = _info(data, codec)
         samples, rate, channels = np.array(decoded.samples) / 32768, info.sample_rate, info.nchannels
     assert (rate, channels) == (RATE, 1)
     return np.asarray(samples, np.float64)
 
 
-def _info(data: bytes, format: str) -> miniaudio.SoundFileInfo:
+def _info(data: bytes, codec: str) -> miniaudio.SoundFileInfo:
     kinds = {"mp3": miniaudio.mp3_get_info, "flac": miniaudio.flac_get_info, "wav": miniaudio.wav_get_info}
-    return kinds[format](data)
+    return kinds[codec](data)
 
 
 def tones(samples: Samples, speed: float = 1.0) -> list[int]:

@@ -186,9 +186,7 @@ def test_an_engine_that_fails_is_a_server_error(failing: Server) -> None:
 
 
 @pytest.mark.parametrize("stream_format", ["audio", "sse"])
-def test_an_engine_that_fails_in_the_middle_ends_the_answer_before_its_end(
-    failing: Server, stream_format: str
-) -> None:
+def test_an_engine_that_fails_in_the_middle_ends_the_answer_before_its_end(failing: Server, stream_format: str) -> None:
     with failing.openai as client, pytest.raises(openai.APIError):
         client.audio.speech.create(
             model="tts-1",

@@ -37,6 +37,12 @@ def ask(speech: Server, text: str, **more: object) -> HTTPConnection:
     return connection
 
 
+def raw(body: bytes) -> bytes:
+    """A whole request for speech."""
+    head = ["POST /v1/audio/speech HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    return "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
 def in_progress(speech: Server) -> float:
     _, text, _ = speech.request("GET", "/metrics")
     found = re.search(rb"^tts_requests ([0-9.]+)$", text, re.MULTILINE)
@@ -131,8 +137,7 @@ def test_a_text_that_is_long_keeps_no_other_client_waiting(start: Start, heavy: 
     with socket.create_connection(("127.0.0.1", speech.port), source_address=("127.0.0.2", 0)) as other:
         other.settimeout(PATIENCE)
         text = body("Hi.")
-        head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(text)}"
-        other.sendall(head.encode() + b"\r\n\r\n" + text)
+        other.sendall(raw(text))
         assert b" 200 " in other.recv(4096)
         assert in_progress(speech) == 10
     for connection in greedy:
@@ -175,11 +180,7 @@ def test_one_client_leaves_room_in_the_queue_for_others(start: Start) -> None:
         with socket.create_connection(("127.0.0.1", speech.port), source_address=("127.0.0.2", 0)) as other:
             other.settimeout(PATIENCE)
             text = body("Hi.")
-            other.sendall(
-                b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                + f"Content-Length: {len(text)}\r\n\r\n".encode()
-                + text
-            )
+            other.sendall(raw(text))
             assert b" 200 " in other.recv(4096)
 
 
@@ -212,7 +213,7 @@ def _has_ended(connection: socket.socket) -> bool:
 
 
 def test_many_clients_have_no_error_and_health_is_answered_meanwhile(start: Start) -> None:
-    """32 clients, 1,000 requests and one that stalls. What the test itself takes of the processor is in the times too."""
+    """32 clients, 1,000 requests and one that stalls. The test itself takes its part of the processor."""
     speech = start()
     formats = ["mp3", "opus", "flac", "wav", "pcm"]
     health: list[float] = []
@@ -231,16 +232,16 @@ def test_many_clients_have_no_error_and_health_is_answered_meanwhile(start: Star
     def client(requests: int) -> int:
         connection = speech.connect()
         for request in range(requests):
-            format = formats[request % len(formats)]
+            codec = formats[request % len(formats)]
             connection.request(
                 "POST",
                 "/v1/audio/speech",
-                body("Hello.", response_format=format),
+                body("Hello.", response_format=codec),
                 {"Content-Type": "application/json"},
             )
             answer = connection.getresponse()
             data = answer.read()
-            assert answer.status == 200 and (data == wanted or format != "pcm"), data[:200]
+            assert answer.status == 200 and (data == wanted or codec != "pcm"), data[:200]
         connection.close()
         return requests
 

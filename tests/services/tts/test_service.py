@@ -30,9 +30,7 @@ def test_ready_is_who_can_speak(start: Start) -> None:
     assert "STATUS=2 voices, 0 broken" in speech.said
 
 
-def test_who_comes_before_it_is_ready_waits_and_sees_that_it_lives(
-    tmp_path: Path, voices: Path
-) -> None:
+def test_who_comes_before_it_is_ready_waits_and_sees_that_it_lives(tmp_path: Path, voices: Path) -> None:
     """The first voice does not come to an end, as it is a fifo that nobody writes to."""
     slow = tmp_path / "voices"
     shutil.copytree(voices, slow)
@@ -194,7 +192,9 @@ def exposure(directory: Path, text: str) -> float:
 
 def test_the_sandbox_leaves_little_exposed(tmp_path: Path) -> None:
     assert exposure(tmp_path, service_text()) <= 0.5
-    bare = re.sub(r"^(Protect|Private|Restrict|Capab|SystemCall|DynamicUser).*\n", "", service_text(), flags=re.MULTILINE)
+    bare = re.sub(
+        r"^(Protect|Private|Restrict|Capab|SystemCall|DynamicUser).*\n", "", service_text(), flags=re.MULTILINE
+    )
     assert exposure(tmp_path, bare) > 5  # the control: what is measured is the sandbox
 
 
@@ -248,7 +248,7 @@ def confined() -> list[str]:
 
     It stays root, as only root may be able to read this Python.
     """
-    enter = "mount -t proc -o hidepid=invisible proc /proc && mount -t tmpfs -o ro tmpfs /var && exec \"$@\""
+    enter = 'mount -t proc -o hidepid=invisible proc /proc && mount -t tmpfs -o ro tmpfs /var && exec "$@"'
     return [
         *("unshare", "--net", "--ipc", "--uts", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", enter, "sh"),
         *("setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"),
@@ -266,9 +266,9 @@ def _can_be_confined() -> None:
 def test_it_works_in_its_sandbox(tmp_path: Path, voices: Path) -> None:
     """Every format, with no way to make memory both writable and executable."""
     with server(tmp_path / "server", voices, strict=True, wrapper=confined()) as speech:
-        for format in ("mp3", "opus", "flac", "wav", "pcm"):
-            assert speech.post(response_format=format)[0] == 200
-            assert speech.post(response_format=format, input="One. Two. Three.")[0] == 200
+        for codec in ("mp3", "opus", "flac", "wav", "pcm"):
+            assert speech.post(response_format=codec)[0] == 200
+            assert speech.post(response_format=codec, input="One. Two. Three.")[0] == 200
         assert speech.request("GET", "/metrics")[0] == 200
         assert speech.log.splitlines() == ["<5>tentaflake-tts: ready with low, tone"]
 

@@ -33,17 +33,17 @@ MEDIA_TYPES = {
 }
 
 
-def say(speech: Server, text: str = TEXT, format: str = "pcm", voice: str = "alloy", **more: object) -> Samples:
+def say(speech: Server, text: str = TEXT, codec: str = "pcm", voice: str = "alloy", **more: object) -> Samples:
     with speech.openai as client:
         answer = client.audio.speech.create(
             model="tts-1",
             voice=voice,
             input=text,
-            response_format=format,  # type: ignore[arg-type]
+            response_format=codec,  # type: ignore[arg-type]
             **more,  # type: ignore[arg-type]
         )
-    assert answer.response.headers["content-type"].split(";")[0] == MEDIA_TYPES[format]
-    return decode(answer.content, format)
+    assert answer.response.headers["content-type"].split(";")[0] == MEDIA_TYPES[codec]
+    return decode(answer.content, codec)
 
 
 def same(found: list[int], expected: list[float]) -> bool:
@@ -68,13 +68,13 @@ def test_the_highest_speed_has_the_shortest_answer(speech: Server) -> None:
 
 
 @pytest.mark.parametrize("text", [TEXT, TWO], ids=["one-sentence", "two"])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("codec", FORMATS)
 @pytest.mark.parametrize("speed", [0.5, 1.0, 2.0])
-def test_every_format_is_the_same_sound(speech: Server, format: str, text: str, speed: float) -> None:
-    wanted, found = say(speech, text, speed=speed), say(speech, text, format, speed=speed)
-    assert 0 <= len(found) - len(wanted) <= SLACK.get(format, 0) * RATE
+def test_every_format_is_the_same_sound(speech: Server, codec: str, text: str, speed: float) -> None:
+    wanted, found = say(speech, text, speed=speed), say(speech, text, codec, speed=speed)
+    assert 0 <= len(found) - len(wanted) <= SLACK.get(codec, 0) * RATE
     alike, late = likeness(wanted, found)
-    assert alike > (0.8 if format == "opus" else 0.98) and abs(late) <= SLACK.get(format, 0) * RATE
+    assert alike > (0.8 if codec == "opus" else 0.98) and abs(late) <= SLACK.get(codec, 0) * RATE
     other, _ = likeness(wanted, say(speech, text[::-1], speed=speed))
     assert other < 0.5  # the control: another text is another sound
 
