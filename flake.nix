@@ -45,16 +45,28 @@
       programs = pkgs: [
         (pkgs.python3.withPackages (python: [
           python.cryptography
+          python.fastapi
           python.hypothesis
+          python.miniaudio
           python.msgspec
+          python.numpy
+          python.onnx
+          python.onnxruntime
+          python.openai
           python.paramiko
           python.pexpect
+          (python.toPythonModule pkgs.piper-tts)
+          python.prometheus-client
           python.pytest
           python.pytest-testinfra
           python.pytest-xdist
           python.qemu-qmp
           python.rich
+          python.schemathesis
+          python.soundfile
+          python.soxr
           python.typer
+          python.uvicorn
         ]))
         pkgs.age
         pkgs.dpkg
