@@ -65,6 +65,7 @@ def render(plan: dict[str, Any]) -> Files:
         "units/tentaflake-guard.service": (0o644, guard_unit(plan)),
         "units/tentaflake-guard.timer": (0o644, guard_timer(plan)),
         "units/tentaflake.target": (0o644, target_unit(plan)),
+        **speech_units(plan),
     }
     for name, agent in plan["agents"].items():
         files[f"agents/{name}/start"] = (0o700, start_script(agent))
@@ -214,8 +215,27 @@ AccuracySec=1
 def target_unit(plan: dict[str, Any]) -> str:
     """The target that boot reaches: the firewall and every agent that starts by itself."""
     wanted = [a["service"]["name"] + ".service" for a in plan["agents"].values() if a["service"]["wantedBy"]]
-    lines = "".join(f"Wants={unit}\n" for unit in [*HOST_UNITS, *wanted])
+    lines = "".join(f"Wants={unit}\n" for unit in [*HOST_UNITS, *plan["speech"]["units"], *wanted])
     return f"[Unit]\nDescription=All Hermes agents of this host\n{lines}"
+
+
+SPEECH_COMMAND = "/usr/bin/python3 -m tentaflake_tts.server --config /etc/tentaflake-tts/config.json"
+SPEECH_PATH = "PYTHONPATH=/usr/lib/tentaflake/speech-wheels:/usr/lib/tentaflake/speech"
+
+
+def speech_units(plan: dict[str, Any]) -> Files:
+    """The speech server's units: the plan's settings, and where this host has the program."""
+    files: Files = {}
+    for name, sections in plan["speech"]["units"].items():
+        lines = []
+        for section, settings in sections.items():
+            lines.append(f"[{section}]")
+            for key, value in settings.items():
+                lines += [f"{key}={text}" for text in ([value] if isinstance(value, str) else value)]
+            if section == "Service":
+                lines += [f"ExecStart={SPEECH_COMMAND}", f"Environment={SPEECH_PATH}"]
+        files[f"units/{name}"] = (0o644, "\n".join(lines) + "\n")
+    return files
 
 
 def agent_unit(agent: dict[str, Any]) -> str:
@@ -342,7 +362,7 @@ def generation(number: int) -> Path:
 
 def read_plan(number: int | None) -> dict[str, Any]:
     if number is None:
-        return {"agents": {}}
+        return {"agents": {}, "speech": {"units": {}}}
     plan: dict[str, Any] = json.loads((generation(number) / "plan.json").read_text())
     return plan
 
@@ -575,6 +595,24 @@ def fingerprint(number: int | None, agent: dict[str, Any]) -> list[str]:
     return [_text(here / path) for path in names]
 
 
+def stop_speech(number: int, former: int | None) -> None:
+    """Stop the speech server if it is to go, or to listen elsewhere."""
+    before, after = (speech_units(read_plan(generation)) for generation in (former, number))
+    if before and before != after:
+        run("systemctl", "stop", *(Path(name).name for name in before))
+
+
+def start_speech(plan: dict[str, Any]) -> list[str]:
+    """Start it and wait until it can speak. The agents do not depend on it: what goes wrong is only said."""
+    units = sorted(plan["speech"]["units"], reverse=True)  # the socket first
+    try:
+        if units:
+            run("systemctl", "start", *units)
+    except Failed as error:
+        return [f"the speech server does not start: {error}"]
+    return []
+
+
 def switch_to(number: int, former: int | None) -> bool:
     """Put a written generation in force; agents that are the same in both are not touched.
 
@@ -589,6 +627,7 @@ def switch_to(number: int, former: int | None) -> bool:
         if fingerprint(former, old[name]) == fingerprint(number, new[name]) and not has_other_secrets(new[name], values)
     }
     stop_units([agent for name, agent in old.items() if name not in same])
+    stop_speech(number, former)
     gone = [old[name] for name in old.keys() - new.keys()]
     if gone:
         networks = [agent["network"]["name"] for agent in gone]
@@ -606,7 +645,7 @@ def switch_to(number: int, former: int | None) -> bool:
     if wanted:
         run("systemctl", "start", "--no-block", *wanted)
     wait_running(number)
-    complain(problems)
+    complain([*problems, *start_speech(plan)])
     return not problems
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from harness.cache import Cache, key_of
 from harness.errors import HarnessError
-from harness.guests import oci, probe_image
+from harness.guests import oci, probe_image, speech
 from harness.guests.addresses import HOST, INTERNET, RESOLVERS
 from harness.guests.bootstrap import SMALL, SUITE, bootstrap, installed
 from harness.guests.canaries import canaries
@@ -105,6 +105,7 @@ ExecStartPre=/usr/sbin/sshd -t
     # A fork's clock jumps; nothing may hang on that.
     "etc/systemd/system.conf.d/tentaflake.conf": (0o644, "[Manager]\nDefaultTimeoutStartSec=300s\n"),
     "etc/sysctl.d/60-tentaflake.conf": (0o644, "kernel.panic_on_oops=1\n"),
+    "etc/tentaflake-tts/config.json": (0o644, speech.CONFIG),
 }
 MASKED = (
     "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer "
@@ -133,6 +134,7 @@ class DebianGuest:
             content=content,
             generators=generators,
             probe=[_content(Path(path)) for path in (oci.__file__, probe_image.__file__)],
+            speech=speech.disk_key(),
         )
 
     def build(self, cache: Cache) -> Image:
@@ -237,12 +239,16 @@ def _mmdebstrap_options() -> list[str]:
 
 
 def _root_key() -> str:
-    return key_of(suite=SUITE, options=_mmdebstrap_options())
+    return key_of(suite=SUITE, options=_mmdebstrap_options(), speech=speech.root_key())
 
 
 def _make_root(directory: Path) -> None:
     """Fill ``directory`` with root.tar: the packages, configured."""
-    bootstrap("building the Debian guest: packages", _mmdebstrap_options(), directory / "root.tar")
+    wheels = directory / "wheels"
+    speech.install_wheels(wheels)
+    hooks = [f"--customize-hook={hook}" for hook in speech.root_hooks(wheels)]
+    bootstrap("building the Debian guest: packages", [*_mmdebstrap_options(), *hooks], directory / "root.tar")
+    shutil.rmtree(wheels)
 
 
 def _make_image(cache: Cache, directory: Path) -> None:
@@ -288,6 +294,7 @@ def _make_disk(root: Path, directory: Path, images: bytes) -> None:
         file.write_text(_content(source))
         file.chmod(mode)
     (top / PROBE_IMAGE).write_bytes(images)
+    speech.lay_out(top)
     for target, unit in (("sysinit", "tentaflake-shell"), ("multi-user", "tentaflake-resolver")):
         wants = top / f"etc/systemd/system/{target}.target.wants"
         wants.mkdir()

@@ -112,6 +112,8 @@ def build_scene(host: Machine, plan: Plan) -> None:
     host.put(RECORDER.replace('{ "lo", "eth0" }', '"lo"').encode(), "/run/recorder.nft")  # eth0 is the agent's own
     # Ping without a privilege, as systemd's own default on a host has it: Docker allows it in containers.
     lines = ["set -e", "echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range"]
+    if plan.speech.units:  # the host's echo is in its place
+        lines.append(f"systemctl stop {' '.join(plan.speech.units)}")
     lines += [f"echo none > /run/token-{name}" for name in [*plan.agents, HOST]]
     for name, agent in plan.agents.items():
         # A network without a way out has no such routes: its agent could not set them, but we try harder than it can.

@@ -126,6 +126,7 @@ in
     systemd.sockets.tentaflake-tts = {
       description = socket.Unit.Description;
       wantedBy = [ socket.Install.WantedBy ];
+      after = [ socket.Unit.After ];
       listenStreams = cfg.speech.listen;
       socketConfig = lib.mkMerge [
         socket.Socket
@@ -136,8 +137,8 @@ in
     systemd.services.tentaflake-tts = {
       description = unit.Unit.Description;
       startLimitIntervalSec = lib.toInt unit.Unit.StartLimitIntervalSec;
-      requires = [ "tentaflake-tts.socket" ];
-      after = [ "tentaflake-tts.socket" ];
+      requires = [ unit.Unit.Requires ];
+      after = [ unit.Unit.After ];
       # Before the first request: loading a voice takes a second.
       wantedBy = [ "multi-user.target" ];
       serviceConfig = lib.mkMerge [

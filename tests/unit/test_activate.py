@@ -249,6 +249,7 @@ def test_every_agent_has_its_unit(plan: PlanData) -> None:
     wanted = {f"units/docker-hermes-{name}.service" for name in ("coding", "research", "writer")}
     host = {"nftables.service", "tentaflake.target", "tentaflake-routing.service"}
     host |= {"tentaflake-guard.service", "tentaflake-guard.timer", "tentaflake-secrets.service", "hermes.slice"}
+    host |= {"tentaflake-tts.service", "tentaflake-tts.socket"}
     assert units(plan).keys() == wanted | {f"units/{unit}" for unit in host}
 
 
@@ -339,10 +340,12 @@ class Host:
         self.configured: list[str] = []
         self.stopped: list[str] = []
         self.failures: list[str] = []
+        self.commands: list[tuple[str, ...]] = []
         self.done: list[tuple[str, int | None]] = []
         """Each command's first word, and the generation that was in force when it ran."""
 
     def run(self, *command: str) -> None:
+        self.commands.append(command)
         self.done.append((command[0], activate.current_generation()))
         if self.failures and self.failures[0] in command:
             raise activate.Failed(f"{self.failures.pop(0)} failed")
@@ -447,6 +450,36 @@ def test_agents_that_stay_the_same_are_not_touched(switch: Switch, plan: PlanDat
     host.configured.clear()
     switch(with_command(plan, "writer", "another"))
     assert (host.stopped, host.configured) == (["writer"], ["writer"])
+
+
+def without_speech(plan: PlanData) -> PlanData:
+    return plan | {"speech": plan["speech"] | {"units": {}}}
+
+
+def test_the_speech_server_is_there_for_who_is_granted_it(plan: PlanData) -> None:
+    rendered = units(plan)
+    for address in plan["speech"]["listen"]:
+        assert f"ListenStream={address}\n" in rendered["units/tentaflake-tts.socket"]
+    assert "tentaflake-tts.service" in rendered["units/tentaflake.target"]
+    assert not [name for name, text in units(without_speech(plan)).items() if "tentaflake-tts" in name + text]
+
+
+def test_the_speech_server_is_stopped_when_it_is_to_listen_elsewhere_or_nowhere(
+    switch: Switch, plan: PlanData, host: Host
+) -> None:
+    stop = ("systemctl", "stop", "tentaflake-tts.service", "tentaflake-tts.socket")
+    assert switch(plan) == switch(plan) == 0
+    assert stop not in host.commands
+    assert switch(without_speech(plan)) == 0
+    assert host.commands.count(stop) == 1
+
+
+def test_agents_do_not_depend_on_the_speech_server(
+    switch: Switch, plan: PlanData, host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.failures = ["tentaflake-tts.service"]
+    assert switch(plan) == 0
+    assert "the speech server does not start" in capsys.readouterr().err
 
 
 def test_a_carriage_return_is_a_change(switch: Switch, plan: PlanData, host: Host) -> None:

@@ -1,14 +1,14 @@
 """The speech server beside Piper's own HTTP server and command line, on the same work in one run:
-python3 modules/tts/bench.py
+python3 modules/tts/tts_bench.py
 
     engine     Piper's Python API by itself, its voice loaded and warm: what nothing can be faster than
     tentaflake this server, as WAV, which is what the others give
     http       python -m piper.http_server (needs the package flask)
     command    python -m piper for each request, raw samples to its standard output
 
-Two voices, unless --voice names one: "light", the stand-in of tone_voice.py, which costs next to nothing, so that what is
-measured is everything else; and "heavy", the same with products of matrices for each sentence (--work). A connection for
-each request. Times are medians.
+Two voices, unless --voice names one: "light", the stand-in of tone_voice.py, which costs next to nothing, so that what
+is measured is everything else; and "heavy", the same with products of matrices for each sentence (--work). A connection
+for each request. Times are medians.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class Subject:
     pid: int | None
 
 
-def ask(port: int, path: str, body: Callable[[str], dict[str, object]]) -> Say:
+def ask(port: int, path: str, body: Callable[[str], Mapping[str, object]]) -> Say:
     def say(text: str) -> Times:
         started = time.perf_counter()
         connection = HTTPConnection("127.0.0.1", port, timeout=300)
@@ -198,11 +198,12 @@ def main() -> None:
             light = tone_voice.make(Path(directory) / "light", "light")
             models = [light, tone_voice.make(Path(directory) / "heavy", "heavy", work=options.work)]
         for model in models:
-            print(f"\n{model.stem}, load {os.getloadavg()[0]:.1f}\n")
-            for number, subject in enumerate((engine, tentaflake, http, command)):
+            columns: list[str] = []
+            print(f"\n{model.stem}, load {os.getloadavg()[0]:.1f} before\n")
+            for subject in (engine, tentaflake, http, command):
                 with subject(model) as running_subject:
                     row = measure(running_subject, options)
-                if number == 0:
+                if not columns:
                     columns = [*list(row)[:-1], *(f"{clients} clients (1/s)" for clients in CLIENTS), "memory (MiB)"]
                     print("| |", " | ".join(columns), "|\n" + "|---" * (len(columns) + 1) + "|", flush=True)
                 print(f"| {running_subject.name} |", " | ".join(row.get(c, "") for c in columns), "|", flush=True)

@@ -1,0 +1,209 @@
+"""T1 to T4: the speech server on the host, for the host, for agents that are granted it, and for nobody else."""
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from harness.guests import speech
+from harness.guests.addresses import HOST, TAILNET_HOST
+from harness.guests.peers import Peer
+from harness.policy import Agent, Plan
+from harness.probes.attempts import order, quote
+from harness.probes.network import gateways_of
+from harness.vm.machine import Machine
+from tests.services.tts.support import PHONEME, decode, expected_tones, tones
+
+claim = pytest.mark.claim
+SLOW = 240.0
+"""Seconds; under TCG the client's imports alone take tens of them."""
+TEXT = "Good morning, Bob."
+FORMATS = ("mp3", "opus", "flac", "wav", "pcm")
+BAD: list[dict[str, Any]] = [
+    {"input": ""},
+    {"input": "x" * 4097},
+    {"voice": "nobody"},
+    {"response_format": "aac"},
+    {"speed": 9},
+    {"model": "gpt-5"},
+]
+# With the official client: what it is asked for comes as JSON, what it gets goes as JSON.
+CLIENT = """
+import base64, json, openai, sys
+base, wanted = sys.argv[1], json.loads(sys.argv[2])
+with openai.OpenAI(base_url=base, api_key="none", max_retries=0, timeout=120) as client:
+    found = {"models": [model.id for model in client.models.list()], "answers": []}
+    for fields in wanted:
+        fields = {"model": "tts-1", "voice": "alloy", "input": "Hello."} | fields
+        try:
+            data = client.audio.speech.create(**fields).content
+            found["answers"].append({"status": 200, "data": base64.b64encode(data).decode()})
+        except openai.APIStatusError as error:
+            found["answers"].append({"status": error.status_code, "error": error.response.json()})
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Grants:
+    """Who may use the server and who may not; a host needs both to be tried."""
+
+    granted: list[Agent]
+    others: list[Agent]
+
+
+@pytest.fixture
+def grants(plan: Plan) -> Grants:
+    if not plan.speech.agents:
+        pytest.skip("no agent of this host is granted the speech server")
+    agents = plan.agents.values()
+    return Grants([agent for agent in agents if agent.tts], [agent for agent in agents if not agent.tts])
+
+
+def url(address: str, path: str = "") -> str:
+    return f"http://{f'[{address}]' if ':' in address else address}:5001{path}"
+
+
+def converse(machine: Machine, address: str, wanted: list[dict[str, Any]], agent: Agent | None = None) -> Any:
+    """What the client gets at an address, on the host or on an agent's end of its wire with the agent's uid."""
+    command = ["env", f"PYTHONPATH={speech.PYTHONPATH}", "python3", "-c", CLIENT]
+    line = " ".join(map(quote, [*command, url(address, "/v1"), json.dumps(wanted)]))
+    if agent is not None:
+        identity = f"setpriv --reuid={agent.uid} --regid={agent.gid} --clear-groups"
+        line = f"nsenter --target $(pgrep -o -u {agent.uid}) --net {identity} {line}"
+    return json.loads(machine.run(line, timeout=SLOW).check().text)
+
+
+def sound(answer: dict[str, Any]) -> bytes:
+    assert answer["status"] == 200, answer
+    return base64.b64decode(answer["data"])
+
+
+# --- T1
+
+
+@claim("T1")
+def test_the_host_is_spoken_to_in_every_format(shared_machine: Machine, grants: Grants) -> None:
+    wanted: list[dict[str, Any]] = [{"input": TEXT, "response_format": codec} for codec in FORMATS]
+    wanted.append({"input": TEXT, "response_format": "pcm", "speed": 2.0})
+    found = converse(shared_machine, "127.0.0.1", wanted)
+    assert "tts-1" in found["models"]
+    length = len(expected_tones(TEXT)) * PHONEME
+    for codec, answer in zip(FORMATS, found["answers"][: len(FORMATS)], strict=True):
+        assert abs(len(decode(sound(answer), codec)) - length) <= 2400, codec
+    heard = tones(decode(sound(found["answers"][FORMATS.index("pcm")]), "pcm"))
+    assert all(abs(h - e) < 25 for h, e in zip(heard, expected_tones(TEXT), strict=True))
+    assert abs(2 * len(decode(sound(found["answers"][-1]), "pcm")) - length) <= 480
+
+
+@claim("T1")
+def test_an_agent_that_is_granted_it_is_spoken_to(shared_machine: Machine, grants: Grants) -> None:
+    for agent in grants.granted:
+        for gateway in gateways_of(agent):
+            found = converse(shared_machine, gateway, [{"response_format": "wav"}], agent)
+            assert sound(found["answers"][0])[:4] == b"RIFF"
+
+
+# --- T2
+
+
+@claim("T2")
+def test_bad_input_gets_an_error_and_good_input_still_speech(shared_machine: Machine, grants: Grants) -> None:
+    found = converse(shared_machine, "127.0.0.1", [*BAD, {}])["answers"]
+    assert [answer["status"] for answer in found] == [400, 400, 400, 400, 400, 404, 200]
+    for answer in found[:-1]:
+        assert set(answer["error"]["error"]) == {"message", "type", "param", "code"}
+
+
+# --- T3
+
+
+def from_container(machine: Machine, agent: Agent, addresses: list[str]) -> list[bool]:
+    """Which addresses answer a process in the agent's container."""
+    tries = [f"wget -q -T 5 -O - {quote(url(a, '/health'))} | grep -q live && echo yes || echo no" for a in addresses]
+    return [word == "yes" for word in order(machine.host, agent, "\n".join(tries)).split()]
+
+
+@claim("T3")
+def test_containers_reach_it_as_granted(shared_machine: Machine, grants: Grants) -> None:
+    """The control of who does not reach it is who does, by the same means."""
+    everywhere = [gateway for agent in [*grants.granted, *grants.others] for gateway in gateways_of(agent)]
+    for agent in grants.granted:
+        own = gateways_of(agent)
+        assert from_container(shared_machine, agent, everywhere) == [address in own for address in everywhere]
+    for agent in grants.others:
+        assert not any(from_container(shared_machine, agent, everywhere)), agent.name
+
+
+CONNECT = """
+import socket, sys
+for address in sys.argv[2:]:
+    try:
+        socket.create_connection((address, int(sys.argv[1])), 3).close()
+        print("yes")
+    except OSError:
+        print("no")
+"""
+
+
+def connects(machine: Peer | Machine, port: int, addresses: list[str]) -> list[bool]:
+    found = machine.run(["python3", "-c", CONNECT, str(port), *addresses], timeout=SLOW).check().text
+    return [word == "yes" for word in found.split()]
+
+
+@claim("T3")
+def test_no_other_machine_reaches_it(machine: Machine, lan: Peer, tailnet: Peer, plan: Plan, grants: Grants) -> None:
+    gateways = [gateway for agent in grants.granted for gateway in gateways_of(agent)]
+    seen = {lan: [*HOST.addresses, *gateways], tailnet: [*TAILNET_HOST, *gateways]}
+    assert all(connects(machine, 5001, ["127.0.0.1", "::1"]))
+    for peer, addresses in seen.items():
+        assert not any(connects(peer, 5001, addresses))
+        assert 22 not in plan.host.allowed_tcp_ports or all(connects(peer, 22, addresses[:2]))
+
+
+@claim("T3")
+def test_without_a_firewall_nobody_else_reaches_it_either(machine: Machine, lan: Peer, grants: Grants) -> None:
+    """It does not listen on other addresses, and its socket takes no packet from elsewhere."""
+    addresses = [*HOST.addresses, *(gateway for agent in grants.granted for gateway in gateways_of(agent))]
+    machine.run("systemctl stop tentaflake-guard.timer && nft delete table inet tentaflake").check()
+    machine.run("systemd-run --quiet python3 -m http.server --bind :: 9000").check()
+    machine.run("until ss -Hlnt sport = 9000 | grep -q .; do :; done", timeout=SLOW).check()
+    assert all(connects(lan, 9000, addresses))  # the control: the way there is open
+    assert not any(connects(lan, 5001, addresses))
+    assert all(connects(machine, 5001, ["127.0.0.1", "::1"]))
+
+
+# --- T4
+
+PID = "pid=$(systemctl show --property=MainPID --value tentaflake-tts.service); "
+
+
+@claim("T4")
+def test_it_runs_as_nobody_with_nothing(shared_machine: Machine, plan: Plan, grants: Grants) -> None:
+    status = shared_machine.run(f"{PID} cat /proc/$pid/status").check().text
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    uids = {int(uid) for uid in fields["Uid"].split()}
+    assert len(uids) == 1 and uids.isdisjoint({0, *(agent.uid for agent in plan.agents.values())})
+    assert all(int(fields[name], 16) == 0 for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"))
+    assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+    namespaces = "for kind in net mnt ipc user; do readlink /proc/$pid/ns/$kind; done"
+    own = shared_machine.run(f"{PID} {namespaces}").check().text.split()
+    hosts = shared_machine.run(f"pid=1; {namespaces}").check().text.split()
+    assert set(own).isdisjoint(hosts)
+
+
+@claim("T4")
+def test_it_sees_no_state_and_no_secret(shared_machine: Machine, plan: Plan, grants: Grants) -> None:
+    """Not even root would, in its mount namespace; the control is root on the host."""
+    places = [agent.state_dir for agent in plan.agents.values()] + [f"/run/agenix/{name}" for name in plan.secrets]
+    places += ["/run/docker.sock", "/etc/ssh/ssh_host_ed25519_key"]
+    question = "; ".join(f"test -e {quote(place)} && echo yes || echo no" for place in places)
+    assert shared_machine.run(question).text.split() == ["yes"] * len(places)
+    inside = shared_machine.run(f"{PID} nsenter --target $pid --mount sh -c {quote(question)}").check().text.split()
+    readable = [place for place, word in zip(places, inside, strict=True) if word == "yes"]
+    assert set(readable) <= {"/run/docker.sock"}
+    # What is made inaccessible is there, as something that nobody can open.
+    mode = shared_machine.run(f"{PID} nsenter --target $pid --mount stat -c %a /run/docker.sock").check().text
+    assert mode.strip() == "0"
