@@ -77,7 +77,11 @@ class Server:
     def start(self, ready: bool = True) -> None:
         (self.directory / "config.json").write_text(json.dumps(self.settings))
         number = self._socket.fileno()
-        environment = os.environ | {"PYTHONPATH": str(PACKAGE), "NOTIFY_SOCKET": str(self.directory / "notify")}
+        environment = os.environ | {
+            "PYTHONPATH": str(PACKAGE),
+            "NOTIFY_SOCKET": str(self.directory / "notify"),
+            "HOME": str(self.directory / "home"),
+        }
         command = [*self._wrapper, sys.executable, "-c", STARTER, json.dumps(self._options | {"sockets": [number]})]
         self.said.clear()
         with (self.directory / "log").open("ab") as log:

@@ -50,6 +50,18 @@ def test_who_comes_before_it_is_ready_waits_and_sees_that_it_lives(tmp_path: Pat
         speech.wait_told("READY=1")
 
 
+def test_it_leaves_nothing_in_a_home_and_onnxruntime_reports_to_nobody(start: Start) -> None:
+    """Telemetry, which its wheels from PyPI have, begins with an id in the home; the control is onnxruntime by itself."""
+    speech = start()
+    home = speech.directory / "home"
+    assert speech.post()[0] == 200 and not home.exists()
+    load = [sys.executable, "-c", "import onnxruntime, time; onnxruntime.get_available_providers()"]
+    environment = {name: text for name, text in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run(load, env=environment | {"HOME": str(home)}, check=True)
+    if not home.exists():
+        pytest.skip("this onnxruntime has no telemetry")
+
+
 def test_the_watchdog_is_fed(speech: Server) -> None:
     speech.wait_told("WATCHDOG=1")
     speech.said.clear()
