@@ -153,6 +153,7 @@
         firewall = ./modules/firewall.nix;
         host = ./modules/host.nix;
         tailscale = ./modules/tailscale.nix;
+        tts = ./modules/tts;
       };
 
       nixosConfigurations = {
@@ -167,6 +168,7 @@
         hermes-image = pkgs.callPackage ./modules/hermes-image.nix {
           hermes-agent = hermes-agent.packages.${pkgs.stdenv.hostPlatform.system}.default;
         };
+        tentaflake-tts = pkgs.python3Packages.callPackage ./modules/tts/package.nix { };
       });
 
       apps = forEachSystem (pkgs: {

@@ -1,6 +1,6 @@
 # All of a host: its agents, what keeps them apart, and the record of what they do. Beside it, it takes agenix' module, for
 # secrets (flake.nix, `nixosModules.default`). Each module here can also be imported by itself.
-{ config, ... }:
+{ config, lib, ... }:
 {
   imports = [
     ./agents.nix
@@ -10,7 +10,13 @@
     ./options.nix
     ./secrets.nix
     ./tailscale.nix
+    ./tts
   ];
 
   services.hermes-auditd.directories = config.tentaflake.plan.audit.directories;
+  services.tentaflake-tts.speech =
+    let
+      inherit (config.tentaflake.plan) speech;
+    in
+    lib.mkIf (speech.agents != [ ]) { inherit (speech) listen clients; };
 }

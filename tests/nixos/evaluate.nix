@@ -41,7 +41,7 @@ let
       inherit (config.users) users groups;
       inherit (config.environment) etc;
       inherit (config.services) dnsmasq tailscale;
-      inherit (config.systemd) slices timers tmpfiles;
+      inherit (config.systemd) slices sockets timers tmpfiles;
       services = lib.mapAttrs (_: withoutUnset) config.systemd.services;
       docker = config.virtualisation.docker.daemon.settings;
       inherit (config.virtualisation.oci-containers) backend containers;

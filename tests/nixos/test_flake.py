@@ -127,7 +127,7 @@ def test_what_has_secrets_brings_agenix(outputs: dict[str, Any]) -> None:
 
 def test_both_systems_have_everything(outputs: dict[str, Any]) -> None:
     assert all(systems == ["aarch64-linux", "x86_64-linux"] for systems in outputs["perSystem"].values())
-    assert {"default", "harness", "hermes-auditd", "hermes-image"} <= set(outputs["packages"])
+    assert {"default", "harness", "hermes-auditd", "hermes-image", "tentaflake-tts"} <= set(outputs["packages"])
     assert {"hosts", "plan", "tests"} <= set(outputs["checks"])
 
 

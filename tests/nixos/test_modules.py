@@ -104,6 +104,18 @@ def test_what_is_audited_is_what_the_plan_says(configure: Evaluate) -> None:
     assert "hermes-auditd" not in configure(agents=[])["services"]
 
 
+def test_speech_is_for_who_the_plan_says(configure: Evaluate) -> None:
+    config = configure(agents=[AGENT | {"tts": True}, {"name": "writer"}])
+    speech, socket = config["plan"]["speech"], config["sockets"]["tentaflake-tts"]
+    planned = speech["units"]["tentaflake-tts.socket"]["Socket"]
+    assert socket["listenStreams"] == speech["listen"] == planned["ListenStream"]
+    assert socket["socketConfig"] == {name: value for name, value in planned.items() if name != "ListenStream"}
+    unit = speech["units"]["tentaflake-tts.service"]["Service"]
+    assert config["services"]["tentaflake-tts"]["serviceConfig"].items() >= unit.items()
+    without = configure(agents=[AGENT])
+    assert "tentaflake-tts" not in without["services"] | without["sockets"]
+
+
 # --- the reference of the options
 
 

@@ -51,7 +51,7 @@ def test_who_comes_before_it_is_ready_waits_and_sees_that_it_lives(tmp_path: Pat
 
 
 def test_it_leaves_nothing_in_a_home_and_onnxruntime_reports_to_nobody(start: Start) -> None:
-    """Telemetry, which its wheels from PyPI have, begins with an id in the home; the control is onnxruntime by itself."""
+    """Telemetry, which PyPI's wheels have, begins with an id in the home; the control is onnxruntime by itself."""
     speech = start()
     home = speech.directory / "home"
     assert speech.post()[0] == 200 and not home.exists()
