@@ -24,10 +24,12 @@ class Format:
     media_type: str
     container: str = ""
     subtype: str = ""
+    is_constant: bool = False
+    """Of one bit rate (80 kbit/s), by which a player knows the time where no header says it."""
 
 
 FORMATS = {
-    "mp3": Format("audio/mpeg", "MP3", "MPEG_LAYER_III"),
+    "mp3": Format("audio/mpeg", "MP3", "MPEG_LAYER_III", is_constant=True),
     "opus": Format("audio/ogg", "OGG", "OPUS"),
     "flac": Format("audio/flac", "FLAC", "PCM_16"),
     "wav": Format("audio/wav"),
@@ -70,8 +72,9 @@ class _File:
     def __init__(self, codec: Format) -> None:
         self._memory = os.memfd_create("speech", os.MFD_CLOEXEC)
         weakref.finalize(self, os.close, self._memory)
+        rate = {"bitrate_mode": "CONSTANT", "compression_level": 0.5} if codec.is_constant else {}
         self._sound = soundfile.SoundFile(
-            os.dup(self._memory), "w", RATE, 1, subtype=codec.subtype, format=codec.container
+            os.dup(self._memory), "w", RATE, 1, subtype=codec.subtype, format=codec.container, **rate
         )
         self._sent = 0
 
