@@ -87,7 +87,8 @@ class Machine:
 
     @property
     def ssh_port(self) -> int:
-        """The port on this host's loopback that leads to the guest's port 22."""
+        """The port on this host's loopback that leads to the guest's port 22; whoever asks, wants an answer there."""
+        self.resume()
         table = self.process.execute("human-monitor-command", **{"command-line": "info usernet"})
         match = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", table)
         if match is None:

@@ -156,9 +156,9 @@ def connects(machine: Peer | Machine, port: int, addresses: list[str]) -> list[b
 @claim("T3")
 def test_no_other_machine_reaches_it(machine: Machine, lan: Peer, tailnet: Peer, plan: Plan, grants: Grants) -> None:
     gateways = [gateway for agent in grants.granted for gateway in gateways_of(agent)]
-    seen = {lan: [*HOST.addresses, *gateways], tailnet: [*TAILNET_HOST, *gateways]}
     assert all(connects(machine, 5001, ["127.0.0.1", "::1"]))
-    for peer, addresses in seen.items():
+    for peer, own in ((lan, HOST.addresses), (tailnet, TAILNET_HOST)):
+        addresses = [*own, *gateways]
         assert not any(connects(peer, 5001, addresses))
         assert 22 not in plan.host.allowed_tcp_ports or all(connects(peer, 22, addresses[:2]))
 

@@ -37,7 +37,9 @@ def pytest_command(directory: Path, test: str, arguments: Sequence[str] = ()) ->
     (directory / "test_child.py").write_text(test)
     (directory / "pytest.ini").write_text("[pytest]\n")
     plugins = ("-p", "harness.plugin", "-p", "no:cacheprovider", "--rootdir", ".")
-    return [sys.executable, "-m", "pytest", *plugins, *arguments, "test_child.py"]
+    # Who started us may have it that signals are ignored (nohup, a shell's background job).
+    run = ("env", "--default-signal=INT,HUP", sys.executable)
+    return [*run, "-m", "pytest", *plugins, *arguments, "test_child.py"]
 
 
 def vm_options(settings: Settings) -> list[str]:
