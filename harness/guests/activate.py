@@ -31,6 +31,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def render(plan: dict[str, Any]) -> Files:
         "plan.json": (0o600, json.dumps(plan, indent=1, sort_keys=True)),
         "nftables.nft": (0o600, firewall(plan)),
         "sysusers.conf": (0o600, sysusers(plan)),
+        "audit.json": (0o600, json.dumps(plan["audit"]["config"], indent=1, sort_keys=True)),
         "tmpfiles.conf": (0o600, tmpfiles(plan)),
         "daemon.json": (0o644, json.dumps(plan["docker"]["settings"], indent=1, sort_keys=True) + "\n"),
         f"units/{plan['slice']['name']}": (0o644, slice_unit(plan)),
@@ -65,6 +67,7 @@ def render(plan: dict[str, Any]) -> Files:
         "units/tentaflake-guard.service": (0o644, guard_unit(plan)),
         "units/tentaflake-guard.timer": (0o644, guard_timer(plan)),
         "units/tentaflake.target": (0o644, target_unit(plan)),
+        **host_units(plan),
     }
     for name, agent in plan["agents"].items():
         files[f"agents/{name}/start"] = (0o700, start_script(agent))
@@ -88,6 +91,8 @@ def sysusers(plan: dict[str, Any]) -> str:
     for name, user in plan["users"].items():
         fields = (name, f"{user['uid']}:{user['group']}", f'"{user["description"]}"', user["home"], user["shell"])
         lines.append("u " + " ".join(fields))
+    if plan["audit"]["units"]:
+        lines += ["g hermes-audit -", 'u hermes-auditd -:hermes-audit "Audit daemon" /nonexistent /usr/sbin/nologin']
     return "\n".join(lines) + "\n"
 
 
@@ -214,8 +219,40 @@ AccuracySec=1
 def target_unit(plan: dict[str, Any]) -> str:
     """The target that boot reaches: the firewall and every agent that starts by itself."""
     wanted = [a["service"]["name"] + ".service" for a in plan["agents"].values() if a["service"]["wantedBy"]]
-    lines = "".join(f"Wants={unit}\n" for unit in [*HOST_UNITS, *wanted])
+    lines = "".join(f"Wants={unit}\n" for unit in [*HOST_UNITS, *services(plan), *wanted])
     return f"[Unit]\nDescription=All Hermes agents of this host\n{lines}"
+
+
+# The daemon's one capability lets it read its settings here. The link leads to those of the generation in force.
+PROGRAMS = {
+    "hermes-auditd.service": [
+        f"ExecStart=/usr/bin/python3 -m hermes_auditd.daemon --config={CURRENT}/audit.json",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+        "Environment=PYTHONPATH=/usr/lib/tentaflake/auditd",
+    ],
+}
+"""Where this host has the programs of the units that a plan describes: lines of their section Service."""
+
+
+def services(plan: dict[str, Any]) -> dict[str, dict[str, dict[str, str | list[str]]]]:
+    """The units of the host's own services, which a plan describes by section, and on which no agent depends."""
+    units: dict[str, dict[str, dict[str, str | list[str]]]] = plan["audit"]["units"]
+    return units
+
+
+def host_units(plan: dict[str, Any]) -> Files:
+    """Those units' files."""
+    files: Files = {}
+    for name, sections in services(plan).items():
+        lines = []
+        for section, settings in sections.items():
+            lines.append(f"[{section}]")
+            for key, value in settings.items():
+                lines += [f"{key}={text}" for text in ([value] if isinstance(value, str) else value)]
+            if section == "Service":
+                lines += PROGRAMS[name]
+        files[f"units/{name}"] = (0o644, "\n".join(lines) + "\n")
+    return files
 
 
 def agent_unit(agent: dict[str, Any]) -> str:
@@ -342,7 +379,7 @@ def generation(number: int) -> Path:
 
 def read_plan(number: int | None) -> dict[str, Any]:
     if number is None:
-        return {"agents": {}}
+        return {"agents": {}, "audit": {"units": {}, "config": {}}}
     plan: dict[str, Any] = json.loads((generation(number) / "plan.json").read_text())
     return plan
 
@@ -575,6 +612,35 @@ def fingerprint(number: int | None, agent: dict[str, Any]) -> list[str]:
     return [_text(here / path) for path in names]
 
 
+def stop_services(plan: dict[str, Any], former: dict[str, Any]) -> list[str]:
+    """Stop the host's services that are to go, or to be others; returns what went wrong."""
+    before, after = host_units(former), host_units(plan)
+    return try_systemctl("stop", [Path(file).name for file in before if before[file] != after.get(file)])
+
+
+def start_services(plan: dict[str, Any], former: dict[str, Any]) -> list[str]:
+    """Start the host's services, or have them read new settings; returns what went wrong.
+
+    No agent depends on them: what goes wrong is only said.
+    """
+    problems = try_systemctl("start", sorted(services(plan), reverse=True))  # sockets first
+    before, after = former["audit"], plan["audit"]
+    if before["units"] == after["units"] and before["config"] != after["config"]:
+        problems += try_systemctl("reload", after["units"])
+    return problems
+
+
+def try_systemctl(verb: str, units: Iterable[str]) -> list[str]:
+    """``systemctl VERB UNITS``; returns what went wrong."""
+    names = list(units)
+    try:
+        if names:
+            run("systemctl", verb, *names)
+    except Failed as error:
+        return [f"a service of the host: {error}"]
+    return []
+
+
 def switch_to(number: int, former: int | None) -> bool:
     """Put a written generation in force; agents that are the same in both are not touched.
 
@@ -589,6 +655,7 @@ def switch_to(number: int, former: int | None) -> bool:
         if fingerprint(former, old[name]) == fingerprint(number, new[name]) and not has_other_secrets(new[name], values)
     }
     stop_units([agent for name, agent in old.items() if name not in same])
+    service_problems = stop_services(plan, read_plan(former))
     gone = [old[name] for name in old.keys() - new.keys()]
     if gone:
         networks = [agent["network"]["name"] for agent in gone]
@@ -605,6 +672,7 @@ def switch_to(number: int, former: int | None) -> bool:
     wanted = [agent["service"]["name"] + ".service" for agent in new.values() if agent["autoStart"]]
     if wanted:
         run("systemctl", "start", "--no-block", *wanted)
+    complain([*service_problems, *start_services(plan, read_plan(former))])
     wait_running(number)
     complain(problems)
     return not problems

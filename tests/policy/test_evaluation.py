@@ -27,7 +27,8 @@ def flake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("flake")
     for name in ("flake.nix", "flake.lock", "agents.nix", "host.nix"):
         shutil.copy(ROOT / name, copy)
-    shutil.copytree(ROOT / "modules" / "policy", copy / "modules" / "policy")
+    for part in ("policy", "auditd"):
+        shutil.copytree(ROOT / "modules" / part, copy / "modules" / part)
     git(copy, "init")
     git(copy, "add", ".")
     git(copy, "commit", "-m", "flake")
