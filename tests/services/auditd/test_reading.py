@@ -157,6 +157,7 @@ def test_tail_follows_what_is_recorded(start: Start, home: Path) -> None:
             follower.kill()
 
 
+@pytest.mark.auditd
 def test_a_reader_that_does_not_read_on_keeps_the_daemon_from_nothing(start: Start, home: Path) -> None:
     running = start()
     for number in range(5000):
