@@ -69,11 +69,11 @@ CLAIMS: dict[str, Claim] = {
         Claim("T2", "Bad input gets an OpenAI-shaped error, and the server goes on serving."),
         Claim("T3", "The speech server is reachable from the host and from agents granted it, and from nowhere else."),
         Claim("T4", "The speech server runs unprivileged and sandboxed."),
-        Claim("A1", "What happens under a state directory is recorded within a second.", to_come=True),
-        Claim("A2", "Nothing is lost: an overflow is found again by a rescan and marked.", to_come=True),
-        Claim("A3", "The audit database survives a kill and a power cut.", to_come=True),
-        Claim("A4", "No agent can read, change, delete or stall the record.", to_come=True),
-        Claim("A5", "Old events are pruned as configured; a full disk stops no agent and is reported.", to_come=True),
+        Claim("A1", "What happens under a state directory is recorded within a second."),
+        Claim("A2", "Nothing is lost: an overflow is found again by a rescan and marked."),
+        Claim("A3", "The audit database survives a kill and a power cut."),
+        Claim("A4", "No agent can read, change, delete or stall the record."),
+        Claim("A5", "Old events are pruned as configured; a full disk stops no agent and is reported."),
         Claim("X1", "Switching to a plan leaves the agents that it does not change running.", to_come=True),
         Claim(
             "X2", "A rollback brings back the former host exactly; a failed switch leaves it in charge.", to_come=True

@@ -37,6 +37,7 @@ from harness.guests.peers import STATIONS, Network, Peer
 from harness.lab import GUESTS, Lab, Settings, check_choice
 from harness.policy import Agent, Plan, evaluate_flake, reference_plan
 from harness.probes.attempts import Outcome, attackers, run_attempts
+from harness.probes.audit import plan_audit_attempts
 from harness.probes.hijacked import hijacked_plan, idle, run_hijack, stage_builder
 from harness.probes.network import run_network, scene_builder, scene_content
 from harness.probes.sharing import run_sharing
@@ -308,6 +309,8 @@ def all_outcomes(request: pytest.FixtureRequest, attacked_machine: Machine, plan
     attempts = plan_attempts([way for way in WAYS.values() if way.claim in claims], everybody, stage)
     if "C2" in claims:
         attempts += writes(everybody)
+    if "A4" in claims:
+        attempts += plan_audit_attempts(host, everybody)
     found = run_attempts(host, attempts)
     return [*found, *(run_sharing(host, plan) if "D3" in claims else [])]
 

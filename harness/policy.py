@@ -239,7 +239,12 @@ class AuditedDirectory(_Struct, frozen=True):
 
 
 class Audit(_Struct, frozen=True):
+    """``units``: the daemon's systemd units by name, as settings by section, without an ``ExecStart``; none if there is
+    no agent. ``config``: its settings (docs/audit.md)."""
+
     directories: list[AuditedDirectory]
+    units: dict[str, dict[str, dict[str, str | list[str]]]]
+    config: dict[str, Any]
 
 
 class Plan(_Struct, frozen=True):

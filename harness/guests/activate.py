@@ -31,6 +31,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def render(plan: dict[str, Any]) -> Files:
         "plan.json": (0o600, json.dumps(plan, indent=1, sort_keys=True)),
         "nftables.nft": (0o600, firewall(plan)),
         "sysusers.conf": (0o600, sysusers(plan)),
+        "audit.json": (0o600, json.dumps(plan["audit"]["config"], indent=1, sort_keys=True)),
         "tmpfiles.conf": (0o600, tmpfiles(plan)),
         "daemon.json": (0o644, json.dumps(plan["docker"]["settings"], indent=1, sort_keys=True) + "\n"),
         f"units/{plan['slice']['name']}": (0o644, slice_unit(plan)),
@@ -65,7 +67,7 @@ def render(plan: dict[str, Any]) -> Files:
         "units/tentaflake-guard.service": (0o644, guard_unit(plan)),
         "units/tentaflake-guard.timer": (0o644, guard_timer(plan)),
         "units/tentaflake.target": (0o644, target_unit(plan)),
-        **speech_units(plan),
+        **host_units(plan),
     }
     for name, agent in plan["agents"].items():
         files[f"agents/{name}/start"] = (0o700, start_script(agent))
@@ -89,6 +91,8 @@ def sysusers(plan: dict[str, Any]) -> str:
     for name, user in plan["users"].items():
         fields = (name, f"{user['uid']}:{user['group']}", f'"{user["description"]}"', user["home"], user["shell"])
         lines.append("u " + " ".join(fields))
+    if plan["audit"]["units"]:
+        lines += ["g hermes-audit -", 'u hermes-auditd -:hermes-audit "Audit daemon" /nonexistent /usr/sbin/nologin']
     return "\n".join(lines) + "\n"
 
 
@@ -215,25 +219,42 @@ AccuracySec=1
 def target_unit(plan: dict[str, Any]) -> str:
     """The target that boot reaches: the firewall and every agent that starts by itself."""
     wanted = [a["service"]["name"] + ".service" for a in plan["agents"].values() if a["service"]["wantedBy"]]
-    lines = "".join(f"Wants={unit}\n" for unit in [*HOST_UNITS, *plan["speech"]["units"], *wanted])
+    lines = "".join(f"Wants={unit}\n" for unit in [*HOST_UNITS, *services(plan), *wanted])
     return f"[Unit]\nDescription=All Hermes agents of this host\n{lines}"
 
 
-SPEECH_COMMAND = "/usr/bin/python3 -m tentaflake_tts.server --config /etc/tentaflake-tts/config.json"
-SPEECH_PATH = "PYTHONPATH=/usr/lib/tentaflake/speech-wheels:/usr/lib/tentaflake/speech"
+# The daemon's one capability lets it read its settings here. The link leads to those of the generation in force.
+PROGRAMS = {
+    "hermes-auditd.service": [
+        f"ExecStart=/usr/bin/python3 -m hermes_auditd.daemon --config={CURRENT}/audit.json",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+        "Environment=PYTHONPATH=/usr/lib/tentaflake/auditd",
+    ],
+    "tentaflake-tts.service": [
+        "ExecStart=/usr/bin/python3 -m tentaflake_tts.server --config /etc/tentaflake-tts/config.json",
+        "Environment=PYTHONPATH=/usr/lib/tentaflake/speech-wheels:/usr/lib/tentaflake/speech",
+    ],
+}
+"""Where this host has the programs of the units that a plan describes: lines of their section Service."""
 
 
-def speech_units(plan: dict[str, Any]) -> Files:
-    """The speech server's units: the plan's settings, and where this host has the program."""
+def services(plan: dict[str, Any]) -> dict[str, dict[str, dict[str, str | list[str]]]]:
+    """The units of the host's own services, which a plan describes by section, and on which no agent depends."""
+    units: dict[str, dict[str, dict[str, str | list[str]]]] = plan["speech"]["units"] | plan["audit"]["units"]
+    return units
+
+
+def host_units(plan: dict[str, Any]) -> Files:
+    """Those units' files."""
     files: Files = {}
-    for name, sections in plan["speech"]["units"].items():
+    for name, sections in services(plan).items():
         lines = []
         for section, settings in sections.items():
             lines.append(f"[{section}]")
             for key, value in settings.items():
                 lines += [f"{key}={text}" for text in ([value] if isinstance(value, str) else value)]
             if section == "Service":
-                lines += [f"ExecStart={SPEECH_COMMAND}", f"Environment={SPEECH_PATH}"]
+                lines += PROGRAMS[name]
         files[f"units/{name}"] = (0o644, "\n".join(lines) + "\n")
     return files
 
@@ -362,7 +383,7 @@ def generation(number: int) -> Path:
 
 def read_plan(number: int | None) -> dict[str, Any]:
     if number is None:
-        return {"agents": {}, "speech": {"units": {}}}
+        return {"agents": {}, "speech": {"units": {}}, "audit": {"units": {}, "config": {}}}
     plan: dict[str, Any] = json.loads((generation(number) / "plan.json").read_text())
     return plan
 
@@ -595,22 +616,33 @@ def fingerprint(number: int | None, agent: dict[str, Any]) -> list[str]:
     return [_text(here / path) for path in names]
 
 
-def stop_speech(number: int, former: int | None) -> None:
-    """Stop the speech server if it is to go, or to listen elsewhere."""
-    before, after = (speech_units(read_plan(generation)) for generation in (former, number))
-    if before and before != after:
-        run("systemctl", "stop", *(Path(name).name for name in before))
+def stop_services(plan: dict[str, Any], former: dict[str, Any]) -> list[str]:
+    """Stop the host's services that are to go, or to be others; returns what went wrong."""
+    before, after = host_units(former), host_units(plan)
+    return try_systemctl("stop", [Path(file).name for file in before if before[file] != after.get(file)])
 
 
-def start_speech(plan: dict[str, Any]) -> list[str]:
-    """Start it and wait until it can speak. The agents do not depend on it: what goes wrong is only said."""
-    units = sorted(plan["speech"]["units"], reverse=True)  # the socket first
-    try:
-        if units:
-            run("systemctl", "start", *units)
-    except Failed as error:
-        return [f"the speech server does not start: {error}"]
-    return []
+def start_services(plan: dict[str, Any], former: dict[str, Any]) -> list[str]:
+    """Start the host's services, or have them read new settings; returns what went wrong.
+
+    No agent depends on them: what goes wrong is only said.
+    """
+    problems = try_systemctl("start", services(plan))
+    before, after = former["audit"], plan["audit"]
+    if before["units"] == after["units"] and before["config"] != after["config"]:
+        problems += try_systemctl("reload", after["units"])
+    return problems
+
+
+def try_systemctl(verb: str, units: Iterable[str]) -> list[str]:
+    """``systemctl VERB UNIT`` for each, sockets first; returns what went wrong."""
+    problems = []
+    for unit in sorted(units, reverse=True):
+        try:
+            run("systemctl", verb, unit)
+        except Failed as error:
+            problems.append(f"a service of the host: {error}")
+    return problems
 
 
 def switch_to(number: int, former: int | None) -> bool:
@@ -627,7 +659,7 @@ def switch_to(number: int, former: int | None) -> bool:
         if fingerprint(former, old[name]) == fingerprint(number, new[name]) and not has_other_secrets(new[name], values)
     }
     stop_units([agent for name, agent in old.items() if name not in same])
-    stop_speech(number, former)
+    service_problems = stop_services(plan, read_plan(former))
     gone = [old[name] for name in old.keys() - new.keys()]
     if gone:
         networks = [agent["network"]["name"] for agent in gone]
@@ -644,8 +676,9 @@ def switch_to(number: int, former: int | None) -> bool:
     wanted = [agent["service"]["name"] + ".service" for agent in new.values() if agent["autoStart"]]
     if wanted:
         run("systemctl", "start", "--no-block", *wanted)
+    complain([*service_problems, *start_services(plan, read_plan(former))])
     wait_running(number)
-    complain([*problems, *start_speech(plan)])
+    complain(problems)
     return not problems
 
 

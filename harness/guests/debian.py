@@ -37,6 +37,11 @@ rm -r "$directory"; exit $code"""
 FILES = Path(__file__).parent / "files"
 ACTIVATE = Path(__file__).parent / "activate.py"
 SHELL = Path(__file__).parent.parent / "vm" / "guest_shell.py"
+AUDITD = Path(__file__).parent.parent.parent / "modules" / "auditd" / "hermes_auditd"
+AUDIT_COMMAND = """\
+#!/bin/sh
+PYTHONPATH=/usr/lib/tentaflake/auditd exec python3 -m hermes_auditd.cli "$@"
+"""
 
 PACKAGES = """
     systemd systemd-sysv udev dbus kmod procps util-linux iproute2 iputils-ping ca-certificates
@@ -68,6 +73,8 @@ def _network(interface: str, *addresses: str, gateways: Sequence[str] = ()) -> s
 CONTENT: dict[str, tuple[int, Path | str]] = {
     "usr/lib/tentaflake/shell.py": (0o755, SHELL),
     "usr/lib/tentaflake/activate.py": (0o755, ACTIVATE),
+    **{f"usr/lib/tentaflake/auditd/{AUDITD.name}/{path.name}": (0o644, path) for path in sorted(AUDITD.glob("*.py"))},
+    "usr/bin/hermes-audit": (0o755, AUDIT_COMMAND),
     "etc/systemd/system/tentaflake-shell.service": (0o644, FILES / "tentaflake-shell.service"),
     "etc/systemd/system-generators/tentaflake": (0o755, FILES / "unit-generator"),
     "etc/hostname": (0o644, "agent-host\n"),
@@ -155,6 +162,7 @@ class DebianGuest:
 
     def set_up(self, machine: Machine, empty: Plan, timeout: float) -> None:
         wait_booted(machine, timeout)
+        machine.run("python3 -m compileall -q /usr/lib/tentaflake/auditd").check()  # its daemon may not write there
         self.activate(machine, empty)
         machine.run(f"docker load -q -i /{PROBE_IMAGE}", timeout=timeout).check()
 

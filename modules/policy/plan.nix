@@ -206,9 +206,5 @@ in
     port = speechPort;
     agents = filter (agent: agent.tts) sorted;
   };
-  audit.directories = map (agent: {
-    agent = agent.name;
-    path = agent.stateDir;
-    inherit (agent) uid;
-  }) sorted;
+  audit = import ./audit.nix { agents = sorted; };
 }

@@ -30,11 +30,23 @@ let
     valid
     ;
 
-  # `hermes-<name>` has to fit the 31 characters that a Unix user name may have.
+  # `hermes-<name>` has to fit the 31 characters that a Unix user name may have. The audit daemon's user is
+  # hermes-auditd and its readers' group hermes-audit: an agent of that name would be the daemon, or read the record.
   name =
-    types.matching "[a-z]([a-z0-9-]{0,22}[a-z0-9])?"
-      "must be 1 to 24 lower-case letters, digits and dashes, from a letter to a letter or digit"
-      "write a name like \"coding\" or \"web-search\"";
+    also
+      (types.matching "[a-z]([a-z0-9-]{0,22}[a-z0-9])?"
+        "must be 1 to 24 lower-case letters, digits and dashes, from a letter to a letter or digit"
+        "write a name like \"coding\" or \"web-search\""
+      )
+      (
+        satisfying (
+          value:
+          !elem value [
+            "audit"
+            "auditd"
+          ]
+        ) "is reserved: the audit daemon has the user hermes-auditd and the group hermes-audit" "choose another name"
+      );
 
   # Docker's reference grammar (distribution/reference): [domain/]path[:tag][@digest].
   image =

@@ -220,7 +220,25 @@ def test_one_mistake_is_one_error_that_says_where_and_why(verdicts: list[Plan | 
     assert error.message.startswith(f"agent coding: {bad.field} = {error.value}: {error.rule}; ")
 
 
-BAD_NAMES = ["", "A", "1a", "-a", "a-", "a_b", "a b", "a\n", "a" * 25, "ä", "a/b", "$(id)", 7, None, ["a"]]
+BAD_NAMES = [
+    "",
+    "A",
+    "1a",
+    "-a",
+    "a-",
+    "a_b",
+    "a b",
+    "a\n",
+    "a" * 25,
+    "ä",
+    "a/b",
+    "$(id)",
+    7,
+    None,
+    ["a"],
+    "audit",
+    "auditd",
+]
 
 
 def test_a_bad_name_is_reported_with_the_agents_position() -> None:

@@ -27,7 +27,7 @@ def flake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("flake")
     for name in ("flake.nix", "flake.lock", "agents.nix", "host.nix"):
         shutil.copy(ROOT / name, copy)
-    for part in ("policy", "tts"):
+    for part in ("policy", "auditd", "tts"):
         shutil.copytree(ROOT / "modules" / part, copy / "modules" / part)
     git(copy, "init")
     git(copy, "add", ".")

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from hermes_auditd.config import parse as parse_audit_settings
 
 from harness.guests import hermes_image
 from harness.policy import Agent, Plan, PolicyError, evaluate, evaluate_many, substitute_image
@@ -319,3 +320,14 @@ def test_only_an_agent_with_a_way_out_looks_up_names(egress: Any, named: bool) -
 
 def test_a_disk_quota_is_bytes_or_none() -> None:
     assert (agent_of().limits.disk, agent_of(disk="64m").limits.disk) == (None, 64 << 20)
+
+
+def test_every_state_directory_is_audited_with_the_settings_that_the_daemon_reads(reference: Plan) -> None:
+    watched = [(agent.name, agent.path, agent.uid) for agent in parse_audit_settings(reference.audit.config).agents]
+    assert watched == [(agent.name, agent.state_dir, agent.uid) for agent in reference.agents.values()]
+    assert reference.audit.units.keys() == {"hermes-auditd.service"}
+
+
+def test_without_agents_there_is_no_audit_daemon() -> None:
+    [plan] = plans_of([])
+    assert plan.audit.units == {}

@@ -250,6 +250,7 @@ def test_every_agent_has_its_unit(plan: PlanData) -> None:
     host = {"nftables.service", "tentaflake.target", "tentaflake-routing.service"}
     host |= {"tentaflake-guard.service", "tentaflake-guard.timer", "tentaflake-secrets.service", "hermes.slice"}
     host |= {"tentaflake-tts.service", "tentaflake-tts.socket"}
+    host |= {"hermes-auditd.service"}
     assert units(plan).keys() == wanted | {f"units/{unit}" for unit in host}
 
 
@@ -302,9 +303,12 @@ def test_systemd_makes_the_users_that_the_plan_names(plan: PlanData, tmp_path: P
     (tmp_path / "etc").mkdir()
     subprocess.run([program, f"--root={tmp_path}", str(tmp_path / "plan.conf")], check=True, capture_output=True)
     made = [line.split(":") for line in (tmp_path / "etc" / "passwd").read_text().splitlines()]
-    assert {name: (uid, home) for name, _, uid, _, _, home, _ in made} == {
-        name: (str(user["uid"]), user["home"]) for name, user in plan["users"].items()
-    }
+    wanted = {name: (str(user["uid"]), user["home"]) for name, user in plan["users"].items()}
+    found = {name: (uid, home) for name, _, uid, _, _, home, _ in made}
+    assert found.keys() == wanted.keys() | {"hermes-auditd"} and wanted.items() <= found.items()
+    groups = [line.split(":") for line in (tmp_path / "etc" / "group").read_text().splitlines()]
+    [readers] = [gid for name, _, gid, _ in groups if name == "hermes-audit"]
+    assert [gid for name, _, _, gid, *_ in made if name == "hermes-auditd"] == [readers]
 
 
 def test_directories_have_the_owner_and_the_mode_of_the_plan(plan: PlanData) -> None:
@@ -341,12 +345,15 @@ class Host:
         self.stopped: list[str] = []
         self.failures: list[str] = []
         self.commands: list[tuple[str, ...]] = []
+        self.refused: tuple[str, ...] = ()
         self.done: list[tuple[str, int | None]] = []
         """Each command's first word, and the generation that was in force when it ran."""
 
     def run(self, *command: str) -> None:
         self.commands.append(command)
         self.done.append((command[0], activate.current_generation()))
+        if command == self.refused:
+            raise activate.Failed(f"{' '.join(command)} failed")
         if self.failures and self.failures[0] in command:
             raise activate.Failed(f"{self.failures.pop(0)} failed")
 
@@ -467,7 +474,7 @@ def test_the_speech_server_is_there_for_who_is_granted_it(plan: PlanData) -> Non
 def test_the_speech_server_is_stopped_when_it_is_to_listen_elsewhere_or_nowhere(
     switch: Switch, plan: PlanData, host: Host
 ) -> None:
-    stop = ("systemctl", "stop", "tentaflake-tts.service", "tentaflake-tts.socket")
+    stop = ("systemctl", "stop", "tentaflake-tts.socket")
     assert switch(plan) == switch(plan) == 0
     assert stop not in host.commands
     assert switch(without_speech(plan)) == 0
@@ -479,7 +486,78 @@ def test_agents_do_not_depend_on_the_speech_server(
 ) -> None:
     host.failures = ["tentaflake-tts.service"]
     assert switch(plan) == 0
-    assert "the speech server does not start" in capsys.readouterr().err
+    assert "a service of the host" in capsys.readouterr().err
+
+
+AUDITD = "hermes-auditd.service"
+
+
+def with_audit(plan: PlanData, **changed: Any) -> PlanData:
+    return plan | {"audit": plan["audit"] | changed}
+
+
+def done_to(host: Host, unit: str) -> list[str]:
+    """What systemctl was to do to this unit since the last time that this was asked."""
+    verbs = [command[1] for command in host.commands if command[0] == "systemctl" and unit in command]
+    host.commands.clear()
+    return verbs
+
+
+def test_the_audit_daemon_runs_as_the_plan_says_with_the_settings_in_force(plan: PlanData) -> None:
+    unit = units(plan)[f"units/{AUDITD}"].splitlines()
+    assert "User=hermes-auditd" in unit and "NoNewPrivileges=yes" in unit
+    assert len([line for line in unit if line.startswith("SystemCallFilter=")]) == 2
+    [start] = [line for line in unit if line.startswith("ExecStart=")]
+    assert start.endswith("--config=/var/lib/tentaflake/current/audit.json")
+    assert json.loads(activate.render(plan)["audit.json"][1]) == plan["audit"]["config"]
+    assert f"Wants={AUDITD}" in activate.target_unit(plan)
+
+
+def test_the_audit_daemon_goes_on_when_nothing_of_it_changes(switch: Switch, plan: PlanData, host: Host) -> None:
+    switch(plan)
+    assert done_to(host, AUDITD) == ["start"]
+    switch(plan)
+    assert done_to(host, AUDITD) == ["start"]  # of what runs: nothing happens
+
+
+def test_the_audit_daemon_reads_new_settings_and_a_rollback_brings_back_the_old(
+    switch: Switch, plan: PlanData, host: Host, root: Path
+) -> None:
+    switch(plan)
+    switch(with_audit(plan, config=plan["audit"]["config"] | {"maxAgeDays": 7}))
+    host.commands.clear()
+    assert activate.main(["rollback"]) == 0
+    assert done_to(host, AUDITD) == ["start", "reload"]
+    assert "maxAgeDays" not in (root / "current" / "audit.json").read_text()
+
+
+def test_the_audit_daemon_is_restarted_when_its_unit_changes(switch: Switch, plan: PlanData, host: Host) -> None:
+    switch(plan)
+    host.commands.clear()
+    unit = plan["audit"]["units"][AUDITD]
+    switch(with_audit(plan, units={AUDITD: unit | {"Service": unit["Service"] | {"Nice": "0"}}}))
+    assert done_to(host, AUDITD) == ["stop", "start"]
+
+
+def test_the_audit_daemon_is_stopped_when_it_goes(switch: Switch, plan: PlanData, host: Host) -> None:
+    switch(plan)
+    host.commands.clear()
+    without = with_audit(plan, units={})
+    assert AUDITD not in "".join(units(without).values())
+    switch(without)
+    assert done_to(host, AUDITD) == ["stop"]
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "reload"])
+def test_agents_do_not_depend_on_the_audit_daemon(
+    switch: Switch, plan: PlanData, host: Host, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    switch(plan)
+    without = with_audit(plan, units={} if verb == "stop" else plan["audit"]["units"], config={})
+    host.refused = ("systemctl", verb, AUDITD)
+    assert switch(without) == 0
+    assert f"a service of the host: systemctl {verb} {AUDITD} failed" in capsys.readouterr().err
+    assert activate.current_generation() == 2
 
 
 def test_a_carriage_return_is_a_change(switch: Switch, plan: PlanData, host: Host) -> None:

@@ -110,7 +110,9 @@ class Reader:
             if now != version:
                 version = now
                 newest = self.last_id()
-                yield from self.rows(wanted, after)
+                for row in self.rows(wanted, after):
+                    newest = max(newest, row["id"])  # there may be more by now
+                    yield row
                 after = max(after, newest)
             time.sleep(interval)
 

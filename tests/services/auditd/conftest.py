@@ -9,15 +9,8 @@ import pytest
 
 from tests.services.auditd.support import Local, Program, program, settings
 
-HERE = Path(__file__).parent
 Locally = Callable[..., Local]
 Start = Callable[..., Program]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker("auditd")
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ def created(running: Program, home: Path) -> list[str]:
     return sorted(line.removeprefix("create ") for line in told(running.rows(kinds=("create",)), home))
 
 
+@pytest.mark.auditd
 @pytest.mark.usefixtures("swift")
 def test_a_flood_is_recorded_whole_and_nothing_twice(start: Start, home: Path) -> None:
     running = start(maxBytes=2**30)
@@ -63,6 +64,7 @@ def queue_size() -> int:
     return int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
 
 
+@pytest.mark.auditd
 @pytest.mark.usefixtures("swift")
 def test_another_agent_does_not_wait_for_the_end_of_a_flood(
     start: Start, home: Path, tmp_path: Path, queue_size: int

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.services.auditd.conftest import Start
 from tests.services.auditd.support import told, verdicts
 
@@ -27,6 +29,7 @@ while True:
 """
 
 
+@pytest.mark.auditd
 def test_a_daemon_killed_at_random_moments_loses_nothing_that_was_read(start: Start, home: Path) -> None:
     running = start(maxBytes=2**30)
     moments = random.Random(7)

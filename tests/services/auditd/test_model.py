@@ -6,6 +6,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -201,7 +202,7 @@ class StateDirectory(RuleBasedStateMachine):
         return directory.number
 
 
-TestStateDirectory = StateDirectory.TestCase
+TestStateDirectory = pytest.mark.auditd(StateDirectory.TestCase)
 TestStateDirectory.settings = settings(
     max_examples=int(os.environ.get("EX", "60")),
     stateful_step_count=30,

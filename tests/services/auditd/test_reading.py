@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from hermes_auditd.cli import main as hermes_audit
+from hermes_auditd.reader import Filter, Reader
 from hermes_auditd.text import escape, neutralise, unescape
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,6 +146,28 @@ def command(database: str, *arguments: str) -> list[str]:
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(PACKAGE)}
 
 
+def test_following_tells_a_row_once_that_comes_while_others_are_read(locally: Locally, home: Path) -> None:
+    local = locally()
+    reader = Reader(local.data["database"])
+    last_id = reader.last_id
+
+    def make(name: str) -> None:
+        (home / name).mkdir()
+        local.drain()
+
+    def last_id_just_before_another_row() -> int:
+        newest = last_id()
+        make(f"after-{newest}")
+        return newest
+
+    reader.last_id = last_id_just_before_another_row  # type: ignore[method-assign]
+    followed = reader.follow(Filter(kinds=("create",)), last_id(), 0.001)
+    make("first")
+    paths = [row["path"] for row in islice(followed, 5)]
+    reader.close()
+    assert len(set(paths)) == 5
+
+
 def test_tail_follows_what_is_recorded(start: Start, home: Path) -> None:
     running = start()
     follow = command(running.data["database"], "tail", "-f", "-n", "1", "--json")
@@ -157,6 +181,7 @@ def test_tail_follows_what_is_recorded(start: Start, home: Path) -> None:
             follower.kill()
 
 
+@pytest.mark.auditd
 def test_a_reader_that_does_not_read_on_keeps_the_daemon_from_nothing(start: Start, home: Path) -> None:
     running = start()
     for number in range(5000):

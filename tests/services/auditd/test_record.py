@@ -131,6 +131,7 @@ def fill(record: Record, agent: int, times: list[int], path: str = "/x") -> None
     record.commit()
 
 
+@pytest.mark.auditd
 @PROPERTY
 @given(data=st.data())
 def test_pruning_removes_the_oldest_and_leaves_the_record_whole(data: st.DataObject, tmp_path_factory: Any) -> None:
@@ -147,6 +148,7 @@ def test_pruning_removes_the_oldest_and_leaves_the_record_whole(data: st.DataObj
         assert sizes[agent] == len(rows(path, agent=name)) * (record_module.ROW_COST + 2)
 
 
+@pytest.mark.auditd
 def test_a_flood_of_one_agent_takes_nothing_from_another(start: Start, tmp_path: Path) -> None:
     running = start("a", "b", maxBytes=1024 * 1024)
     (tmp_path / "b/precious").touch()

@@ -102,6 +102,7 @@ def test_a_reload_of_wrong_settings_changes_nothing(start: Start, home: Path) ->
     running.wait_row(path="*/file")
 
 
+@pytest.mark.auditd
 def test_metrics_are_in_prometheus_format(start: Start, home: Path, tmp_path: Path) -> None:
     file = tmp_path / "metrics.prom"
     running = start(metrics=str(file))
@@ -119,6 +120,7 @@ def test_metrics_are_in_prometheus_format(start: Start, home: Path, tmp_path: Pa
     assert running.log
 
 
+@pytest.mark.auditd
 def test_idle_is_idle(start: Start) -> None:
     """A turn a second. How much processor that takes is in docs/audit.md."""
     running = start()

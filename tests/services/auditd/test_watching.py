@@ -192,6 +192,7 @@ def test_a_directory_below_the_longest_path_is_watched_too(locally: Locally, hom
     assert rows[-1]["path"].startswith(CUT) and len(rows[-1]["path"]) < 5000
 
 
+@pytest.mark.auditd
 def test_ten_thousand_directories_made_and_removed_blind_nobody(start: Start, tmp_path: Path) -> None:
     running = start("a", "b", maxWatches=500)
     for number in range(10_000):

@@ -1,0 +1,197 @@
+"""Attacks on the audit daemon and its record (A4), and what else its tests do in a guest: acts that it has to record,
+and a follower that notes when each row can be read.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from textwrap import dedent
+from typing import NamedTuple
+
+from testinfra.host import Host
+
+from harness.errors import HarnessError
+from harness.policy import Agent
+from harness.probes.attempts import Attacker, Attempt, Origin, quote
+from harness.probes.programs import wait_until
+from harness.probes.ways import BOTH, ROOT, own_directory
+from harness.vm.machine import Machine
+
+UNIT = "hermes-auditd.service"
+DIRECTORY = "/var/lib/hermes-auditd"
+DATABASE = f"{DIRECTORY}/audit.db"
+TARGET = "audit"
+"""The record and its daemon, as a target in the matrix."""
+
+# --- attacks on the record and the daemon -------------------------------------------------------------
+
+Script = Callable[[Attacker, int], str]
+"""What an attacker runs, who is told the daemon's process."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to try; see ``harness.probes.ways``. The control is root, by the same script."""
+
+    name: str
+    script: Script
+    token: str | None = None
+    origins: tuple[Origin, ...] = BOTH
+
+
+def _in_directory(name: str) -> str:
+    return f"{DIRECTORY}/{name}"
+
+
+def _link(attacker: Attacker, _: int) -> str:
+    link = f"{own_directory(attacker)}/link-to-the-record.{attacker.origin}"
+    return f"ln {DATABASE} {link} && won; rm -f {link}"
+
+
+def _lock(attacker: Attacker, _: int) -> str:
+    program = f"""\
+        import sqlite3
+        connection = sqlite3.connect("file:{DATABASE}?mode=rw", uri=True, timeout=30, isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")"""
+    return f"python3 -I -S -c {quote(dedent(program))} && won"
+
+
+def _signal(attacker: Attacker, pid: int) -> str:
+    """In a container, a process of that number would be its own."""
+    guard = f"[ -e /proc/{pid} ] || " if attacker.is_inside else ""
+    return f"{guard}kill -CONT {pid} && won"
+
+
+WAYS = [
+    Way("read the record", lambda *_: f"head -c 100 {DATABASE}", "SQLite format 3"),
+    Way("read the record's log", lambda *_: f"head -c 1 {DATABASE}-wal > /dev/null && won"),
+    Way("list the record's files", lambda *_: f"ls {DIRECTORY}", "audit.db-wal"),
+    Way("ask hermes-audit", lambda *_: "hermes-audit query --limit 1 && won", origins=("uid",)),
+    Way("read the metrics", lambda *_: "cat /run/hermes-auditd/metrics.prom", "hermes_auditd_events_total"),
+    Way("append to the record", lambda *_: f": >> {DATABASE} && won"),
+    Way("add a file to the record", lambda who, _: f": > {_in_directory(f'planted-by-{who.slug}')} && won"),
+    Way("delete a file of the record", lambda who, _: f"rm {_in_directory(f'removable-{who.slug}')} && won"),
+    Way(
+        "rename a file of the record",
+        lambda who, _: f"mv {_in_directory(f'movable-{who.slug}')} {_in_directory(f'moved-{who.slug}')} && won",
+    ),
+    Way("link to the record", _link),
+    Way("lock the record", _lock, origins=("uid",)),
+    Way("change the daemon's settings", lambda *_: ": >> /var/lib/tentaflake/current/audit.json && won"),
+    Way("send the daemon a signal", _signal),
+    Way("take the daemon's processor", lambda _, pid: f"renice -n 0 -p {pid} && won"),
+    Way("read the daemon's environment", lambda _, pid: f"tr '\\0' '\\n' < /proc/{pid}/environ", "NOTIFY_SOCKET="),
+    Way("command the daemon's unit", lambda *_: f"systemctl --no-ask-password reload {UNIT} && won", origins=("uid",)),
+]
+
+
+def plan_audit_attempts(host: Host, attackers: Sequence[Attacker]) -> Iterator[Attempt]:
+    """Every attacker by every way, and root."""
+    everybody = [*attackers, ROOT]
+    planted = " ".join(_in_directory(f"{what}-{who.slug}") for who in everybody for what in ("movable", "removable"))
+    host.check_output(f"touch {planted}")
+    pid = daemon_pid(host)
+    for way in WAYS:
+        for attacker in everybody:
+            if attacker is ROOT or attacker.origin in way.origins:
+                yield Attempt(
+                    claim="A4",
+                    way=way.name,
+                    attacker=attacker,
+                    target=TARGET,
+                    script=way.script(attacker, pid),
+                    expected="reached" if attacker is ROOT else "refused",
+                    token=way.token.encode() if way.token else None,
+                )
+
+
+def daemon_pid(host: Host) -> int:
+    pid = int(host.check_output("systemctl show --property=MainPID --value %s", UNIT))
+    if pid == 0:
+        raise HarnessError(f"{UNIT} does not run", hint=f"journalctl -u {UNIT}")
+    return pid
+
+
+# --- what is recorded -------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """A row of the record, and when it was read (seconds since 1970, by the guest's clock)."""
+
+    id: int
+    agent: str
+    kind: str
+    path: str
+    old_path: str | None
+    origin: str
+    count: int  # type: ignore[assignment] # a field, and not the method of tuples
+    seen: float
+
+
+# Prints the rows as they come, each with the time at which it could be read.
+FOLLOWER = f"""\
+import json, sys, time
+sys.path.insert(0, "/usr/lib/tentaflake/auditd")
+from hermes_auditd.reader import Filter, Reader
+reader = Reader("{DATABASE}")
+last = reader.last_id()
+print("[]", flush=True)
+for row in reader.follow(Filter(), last, 0.01):
+    fields = [row[name] for name in ("id", "agent", "kind", "path", "old_path", "origin", "count")]
+    print(json.dumps([*fields, time.time()]), flush=True)
+"""
+FOLLOWED = "/run/followed"
+START_TIMEOUT = 60.0
+PATIENCE = 60.0
+"""Seconds for a row to come; not what a test measures."""
+
+
+@dataclass
+class Follower:
+    """Rows of the record since it was started, as they could be read. It asks the guest for new ones only."""
+
+    machine: Machine
+    read: int = 0
+    found: list[Row] = field(default_factory=list)
+
+    def rows(self) -> list[Row]:
+        said = self.machine.run(f"tail -c +{self.read + 1} {FOLLOWED}").check().stdout
+        whole = said[: said.rfind(b"\n") + 1]
+        self.read += len(whole)
+        self.found += [Row(*json.loads(line)) for line in whole.splitlines() if line != b"[]"]
+        return self.found
+
+    def of(self, agent: Agent, *kinds: str, origin: str | None = None) -> list[Row]:
+        """The rows of an agent, of these kinds."""
+        return [
+            row for row in self.rows() if row.agent == agent.name and row.kind in kinds and origin in (None, row.origin)
+        ]
+
+    def wait_row(self, agent: Agent, path: str, kind: str = "create", *, timeout: float = PATIENCE) -> Row:
+        """The first row on a path below the agent's state directory."""
+        where = f"{agent.state_dir}/{path}"
+        [row] = self.wait_rows(agent, kind, [where], timeout=timeout)
+        return row
+
+    def wait_rows(self, agent: Agent, kind: str, paths: Sequence[str], *, timeout: float = PATIENCE) -> list[Row]:
+        """The first row on each of these paths, by one of which a renamed file went; raises ``AssertionError``."""
+        deadline = time.monotonic() + timeout
+        while True:
+            first = {row.old_path or row.path: row for row in reversed(self.of(agent, kind))}
+            missing = [path for path in paths if path not in first]
+            if not missing:
+                return [first[path] for path in paths]
+            if time.monotonic() > deadline:
+                what = f"{len(missing)} of {len(paths)} rows ({kind} of {agent.name}) are not there, as {missing[0]}"
+                raise AssertionError(f"after {timeout:.0f} s, {what}")
+            time.sleep(0.1)
+
+
+def follow(machine: Machine) -> Follower:
+    machine.put(FOLLOWER.encode(), "/run/follow.py")
+    machine.run(f"setsid python3 /run/follow.py < /dev/null > {FOLLOWED} 2>&1 &").check()
+    follower = Follower(machine)
+    wait_until("the record is followed", lambda: machine.run(["test", "-s", FOLLOWED]).exit == 0, timeout=START_TIMEOUT)
+    return follower
