@@ -122,7 +122,10 @@ def test_bad_input_gets_an_error_and_good_input_still_speech(shared_machine: Mac
 
 def from_container(machine: Machine, agent: Agent, addresses: list[str]) -> list[bool]:
     """Which addresses answer a process in the agent's container."""
-    tries = [f"wget -q -T 5 -O - {quote(url(a, '/health'))} | grep -q live && echo yes || echo no" for a in addresses]
+    tries = [
+        f"wget -q -T 5 -O - {quote(url(a, '/health'))} 2> /dev/null | grep -q live && echo yes || echo no"
+        for a in addresses
+    ]
     return [word == "yes" for word in order(machine.host, agent, "\n".join(tries)).split()]
 
 
