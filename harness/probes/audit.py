@@ -138,7 +138,7 @@ from hermes_auditd.reader import Filter, Reader
 reader = Reader("{DATABASE}")
 last = reader.last_id()
 print("[]", flush=True)
-for row in reader.follow(Filter(), last, 0.01):
+for row in reader.follow(Filter(agent=sys.argv[1] or None), last, 0.01):
     fields = [row[name] for name in ("id", "agent", "kind", "path", "old_path", "origin", "count")]
     print(json.dumps([*fields, time.time()]), flush=True)
 """
@@ -189,9 +189,12 @@ class Follower:
             time.sleep(0.1)
 
 
-def follow(machine: Machine) -> Follower:
+def follow(machine: Machine, only: Agent | None = None) -> Follower:
+    """Follow the record from now on, or what it has of one agent: of a flood, nobody can read the rows that soon."""
     machine.put(FOLLOWER.encode(), "/run/follow.py")
-    machine.run(f"setsid python3 /run/follow.py < /dev/null > {FOLLOWED} 2>&1 &").check()
+    machine.run(
+        f"setsid python3 /run/follow.py {quote(only.name if only else '')} < /dev/null > {FOLLOWED} 2>&1 &"
+    ).check()
     follower = Follower(machine)
     wait_until("the record is followed", lambda: machine.run(["test", "-s", FOLLOWED]).exit == 0, timeout=START_TIMEOUT)
     return follower

@@ -1,7 +1,7 @@
 """What is left of a machine whose power was cut: files out of its dead disk, without booting it and without root.
 
-A machine's QEMU ignores no flush of its guest (docs/performance.md): what the guest had synced is in the overlay's file
-when QEMU is killed, and of what it had not, some is and some is not. That is what a disk with a cache of its own does.
+QEMU passes the guest's flushes on to this host's kernel, whatever its cache mode: what the guest had synced is in the
+overlay's file when QEMU is killed; of what it had not, some is and some is not, as with a disk that has a cache.
 """
 
 import subprocess
