@@ -396,7 +396,7 @@ done
 
 
 @claim("A4")
-@pytest.mark.recorded
+@pytest.mark.auditd
 def test_a_flood_of_files_is_recorded_whole(machine: Machine, attacker: Agent, neighbours: list[Agent]) -> None:
     followed = follow(machine, only=neighbours[0])
     state, disk = quote(attacker.state_dir), attacker.limits.disk
