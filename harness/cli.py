@@ -134,7 +134,7 @@ def verify(
                 str(REPOSITORY / "tests" / "contract"),
                 f"--rootdir={REPOSITORY}",
                 *("-c", str(REPOSITORY / "pyproject.toml"), "-p", "no:terminal", "-p", "no:cacheprovider"),
-                *("-m", "hermes or not hermes" if hijack else "not hermes"),
+                *("-m", "not auditd and not power" + ("" if hijack else " and not hermes")),
                 *("-n", str(workers), "-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
                 *([] if fresh else ["--vm-records"]),
                 *(f"--vm-claim={each}" for each in claim or []),
