@@ -35,7 +35,8 @@ def nothing_happens() -> None:
 @contextmanager
 def guest_program(port: socket.socket) -> Iterator[Callable[[], None]]:
     """The guest's end on ``port``, unable to change this machine; yields a ``watch`` that knows of its end."""
-    program = [sys.executable, "-I", guest_shell.__file__, "--stdio"]
+    # As systemd starts it, with no signal ignored, whatever this process was started by.
+    program = ["env", "--default-signal=HUP,INT", sys.executable, "-I", guest_shell.__file__, "--stdio"]
     with subprocess.Popen(unable_to_set_the_clock(program), stdin=port.fileno()) as process:
 
         def watch() -> None:
