@@ -85,6 +85,7 @@ def times_of(machine: Machine, act: str, directories: list[str]) -> list[float]:
 
 
 @claim("A1")
+@pytest.mark.recorded
 def test_every_act_is_recorded_within_a_second_in_new_directories_too(
     machine: Machine, agents: Mapping[str, Agent], followed: Follower
 ) -> None:
@@ -146,6 +147,7 @@ QUEUE = 16
 
 
 @claim("A2")
+@pytest.mark.recorded
 def test_a_burst_that_overflows_the_kernels_queue_is_found_again_and_marked(
     machine: Machine, attacker: Agent, neighbours: list[Agent]
 ) -> None:
@@ -188,6 +190,7 @@ def write_without_end(machine: Machine, agents: Mapping[str, Agent]) -> None:
 
 
 @claim("A3")
+@pytest.mark.recorded
 def test_nothing_is_lost_when_the_daemon_is_killed_again_and_again(
     machine: Machine, agents: Mapping[str, Agent], followed: Follower
 ) -> None:

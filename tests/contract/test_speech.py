@@ -85,6 +85,7 @@ def sound(answer: dict[str, Any]) -> bytes:
 
 
 @claim("T1")
+@pytest.mark.recorded
 def test_the_host_is_spoken_to_in_every_format(shared_machine: Machine, grants: Grants) -> None:
     wanted: list[dict[str, Any]] = [{"input": TEXT, "response_format": codec} for codec in FORMATS]
     wanted.append({"input": TEXT, "response_format": "pcm", "speed": 2.0})
@@ -99,6 +100,7 @@ def test_the_host_is_spoken_to_in_every_format(shared_machine: Machine, grants: 
 
 
 @claim("T1")
+@pytest.mark.recorded
 def test_an_agent_that_is_granted_it_is_spoken_to(shared_machine: Machine, grants: Grants) -> None:
     for agent in grants.granted:
         for gateway in gateways_of(agent):
@@ -110,6 +112,7 @@ def test_an_agent_that_is_granted_it_is_spoken_to(shared_machine: Machine, grant
 
 
 @claim("T2")
+@pytest.mark.recorded
 def test_bad_input_gets_an_error_and_good_input_still_speech(shared_machine: Machine, grants: Grants) -> None:
     found = converse(shared_machine, "127.0.0.1", [*BAD, {}])["answers"]
     assert [answer["status"] for answer in found] == [400, 400, 400, 400, 400, 404, 200]
@@ -157,6 +160,7 @@ def connects(machine: Peer | Machine, port: int, addresses: list[str]) -> list[b
 
 
 @claim("T3")
+@pytest.mark.recorded
 def test_no_other_machine_reaches_it(machine: Machine, lan: Peer, tailnet: Peer, plan: Plan, grants: Grants) -> None:
     gateways = [gateway for agent in grants.granted for gateway in gateways_of(agent)]
     assert all(connects(machine, 5001, ["127.0.0.1", "::1"]))
@@ -167,6 +171,7 @@ def test_no_other_machine_reaches_it(machine: Machine, lan: Peer, tailnet: Peer,
 
 
 @claim("T3")
+@pytest.mark.recorded
 def test_without_a_firewall_nobody_else_reaches_it_either(machine: Machine, lan: Peer, grants: Grants) -> None:
     """It does not listen on other addresses, and its socket takes no packet from elsewhere."""
     addresses = [*HOST.addresses, *(gateway for agent in grants.granted for gateway in gateways_of(agent))]
