@@ -10,8 +10,9 @@ import pytest
 from harness.guests import speech
 from harness.guests.addresses import HOST, TAILNET_HOST
 from harness.guests.peers import Peer
+from harness.plugin import judge_outcomes
 from harness.policy import Agent, Plan
-from harness.probes.attempts import order, quote
+from harness.probes.attempts import Attacker, Attempt, Outcome, Seen, order, quote
 from harness.probes.network import gateways_of
 from harness.vm.machine import Machine
 from tests.services.tts.support import PHONEME, decode, expected_tones, tones
@@ -125,22 +126,29 @@ def test_bad_input_gets_an_error_and_good_input_still_speech(shared_machine: Mac
 
 def from_container(machine: Machine, agent: Agent, addresses: list[str]) -> list[bool]:
     """Which addresses answer a process in the agent's container."""
-    tries = [
-        f"wget -q -T 5 -O - {quote(url(a, '/health'))} 2> /dev/null | grep -q live && echo yes || echo no"
-        for a in addresses
+    asked = "wget -q -T 5 -O - {} 2> /dev/null | grep -q live && echo yes || echo no"
+    files = [f"/tmp/spoke-{number}" for number in range(len(addresses))]
+    lines = [f"({asked.format(quote(url(a, '/health')))}) > {f} &" for a, f in zip(addresses, files, strict=True)]
+    return [
+        word == "yes"
+        for word in order(machine.host, agent, "\n".join([*lines, "wait", f"cat {' '.join(files)}"])).split()
     ]
-    return [word == "yes" for word in order(machine.host, agent, "\n".join(tries)).split()]
 
 
 @claim("T3")
-def test_containers_reach_it_as_granted(shared_machine: Machine, grants: Grants) -> None:
-    """The control of who does not reach it is who does, by the same means."""
-    everywhere = [gateway for agent in [*grants.granted, *grants.others] for gateway in gateways_of(agent)]
-    for agent in grants.granted:
-        own = gateways_of(agent)
-        assert from_container(shared_machine, agent, everywhere) == [address in own for address in everywhere]
-    for agent in grants.others:
-        assert not any(from_container(shared_machine, agent, everywhere)), agent.name
+def test_containers_reach_it_as_granted(
+    request: pytest.FixtureRequest, shared_machine: Machine, grants: Grants
+) -> None:
+    """At every gateway; who reaches it is the control of who does not."""
+    gateways = {address: agent for agent in [*grants.granted, *grants.others] for address in gateways_of(agent)}
+    outcomes = []
+    for agent in [*grants.granted, *grants.others]:
+        answers = from_container(shared_machine, agent, list(gateways))
+        for owner, answered in zip(gateways.values(), answers, strict=True):
+            expected: Seen = "reached" if agent.tts and owner is agent else "refused"
+            attempt = Attempt("T3", "be spoken to", Attacker("container", agent), "speech", "", expected)
+            outcomes.append(Outcome(attempt, "reached" if answered else "refused", b""))
+    judge_outcomes(request, "be spoken to", outcomes)
 
 
 CONNECT = """
