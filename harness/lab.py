@@ -69,6 +69,11 @@ class Lab:
     def image(self) -> Image:
         return self.guest.build(self.cache)
 
+    @property
+    def has_image(self) -> bool:
+        """Whether the image has been made."""
+        return self.cache.find("images", self.guest.key()) is not None
+
     @cached_property
     def accelerator(self) -> Verdict:
         return find_accelerator(self.cache, self.image, self.settings.accel)

@@ -18,7 +18,10 @@ from harness.lab import Lab
 from harness.policy import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("harness/**/*.py", "harness/guests/files/*", "tests/contract/*.py", "modules/policy/*.nix", "*.nix")
+SOURCES = (
+    *("harness/**/*.py", "harness/guests/files/*", "modules/policy/*.nix", "*.nix", "ci/requirements.txt"),
+    *("tests/contract/*.py", "tests/services/*/support.py"),
+)
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -31,16 +34,14 @@ class Record(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Records:
-    """The records of the tests of one plan (adapted) in one lab."""
+    """The records of the tests of one plan (adapted) in one lab, whose image has been made."""
 
     lab: Lab
     plan: Plan
 
     @cached_property
-    def _subject(self) -> str | None:
-        """All that a recorded test's result follows from; None as long as there is no image, and so no machine."""
-        if self.lab.cache.find("images", self.lab.guest.key()) is None:
-            return None
+    def _subject(self) -> str:
+        """All that a recorded test's result follows from."""
         sources = {str(path.relative_to(ROOT)): path.read_text() for glob in SOURCES for path in ROOT.glob(glob)}
         return key_of(
             image=self.lab.image.key, hardware=self.lab.hardware.key(), plan=self.plan.digest, sources=sources
@@ -48,8 +49,6 @@ class Records:
 
     def find(self, test: str) -> Record | None:
         """The record of the test with this id, if it has one."""
-        if self._subject is None:
-            return None
         found = self.lab.cache.find("records", self._key(test))
         return msgspec.json.decode((found / "record.json").read_bytes(), type=Record) if found else None
 

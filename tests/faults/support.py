@@ -51,7 +51,7 @@ def vm_options(settings: Settings) -> list[str]:
 def run_pytest(
     directory: Path, test: str, *arguments: str, variables: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """A pytest from start to end."""
+    """A pytest from start to end, without a terminal."""
     return subprocess.run(
         pytest_command(directory, test, arguments),
         cwd=directory,
@@ -60,6 +60,7 @@ def run_pytest(
         capture_output=True,
         text=True,
         timeout=BOOT_PATIENCE,
+        start_new_session=True,
         check=False,
     )
 

@@ -175,16 +175,6 @@ def test_the_shell_of_a_failed_test_has_the_terminal(lab: Lab, plan: Plan, tmp_p
 def test_without_a_terminal_there_is_no_shell(lab: Lab, plan: Plan, tmp_path: Path) -> None:
     lab.activated(plan)
     test = "def test_that_fails(machine):\n    assert machine.run('false').exit == 0\n"
-    command = pytest_command(tmp_path, test, [*vm_options(lab.settings), "--vm-shell"])
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        start_new_session=True,
-        check=False,
-    )
+    done = run_pytest(tmp_path, test, *vm_options(lab.settings), "--vm-shell")
     assert "no root shell in the machine of" in done.stdout
     assert "1 failed" in done.stdout

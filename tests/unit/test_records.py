@@ -18,12 +18,9 @@ TEST = "tests/contract/test_limits.py::test_a_flood"
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
-    """As far as records need one; its image has been made."""
-    cache = Cache(tmp_path)
-    cache.make("images", "guest", lambda directory: None)
+    """As far as records need one."""
     parts: dict[str, Any] = {
-        "cache": cache,
-        "guest": SimpleNamespace(key=lambda: "guest"),
+        "cache": Cache(tmp_path),
         "image": SimpleNamespace(key="guest-1"),
         "hardware": SimpleNamespace(key=lambda: {"cpus": 2}),
     }
@@ -68,26 +65,26 @@ def test_a_record_stands_for_one_plan_one_image_and_one_source(
     assert Records(lab, plan).find(TEST) is None
 
 
-def test_without_an_image_nothing_is_on_record(lab: Lab, plan: Plan) -> None:
-    Records(lab, plan).write(TEST, 26.0)
-    lab.cache.remove("images", "guest")
-    assert Records(lab, plan).find(TEST) is None
-
-
 CHILD = """
 import pytest
 from harness import plugin
 from harness.records import Record
 
 plugin.records_of = lambda config: Shelf
+plugin.lab_of = lambda config: Shelf
 
 class Shelf:
+    has_image = True
     def find(test):
         return Record(test, 0.0, 1.0) if test.endswith("passed_before") else None
     def write(test, duration):
         print("written", test)
     def forget(test):
         print("forgotten", test)
+
+@pytest.fixture(autouse=True, scope="session")
+def planned(pytestconfig):
+    pytestconfig.stash[plugin.PLAN] = "a plan"
 
 @pytest.fixture
 def costly():
@@ -120,3 +117,20 @@ def test_without_the_option_all_run(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text("import test_child")
     done = run_pytest(tmp_path, CHILD, "-s", f"--vm-cache={tmp_path}")
     assert "1 passed" in done.stdout and "2 failed" in done.stdout
+
+
+WRONG = """
+import pytest
+
+@pytest.mark.recorded
+def test_never(machine):
+    pass
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--vm-records"]])
+def test_a_plan_that_is_wrong_is_an_error_of_the_test(tmp_path: Path, options: list[str]) -> None:
+    (tmp_path / "agents.json").write_text('[{"name": "UPPER"}]')
+    done = run_pytest(tmp_path, WRONG, *options, "--vm-agents=agents.json", f"--vm-cache={tmp_path / 'cache'}")
+    assert "1 error" in done.stdout and "INTERNALERROR" not in done.stdout + done.stderr
+    assert "must be 1 to 24 lower-case letters" in done.stdout
