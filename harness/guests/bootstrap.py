@@ -1,9 +1,10 @@
-"""Debian root file systems by mmdebstrap, from the mirrors that this machine's apt is set up with."""
+"""Debian root file systems by mmdebstrap, from the mirrors that this machine's apt is set up with; wheels for them."""
 
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from harness.errors import HarnessError
 from harness.progress import step
 
 SUITE = "trixie"
+PYTHON = "3.13"
+"""The suite's own."""
+GLIBC = 41
+"""The suite's glibc is 2.41: every wheel for that or an older one will do."""
 SMALL = [
     '--aptopt=APT::Install-Recommends "false";',
     *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man", "info")),
@@ -85,3 +90,24 @@ def installed(status: str) -> dict[str, str]:
     """Name to version, from dpkg's status file."""
     pairs = re.findall(r"^Package: (\S+)$.*?^Version: (\S+)$", status, re.MULTILINE | re.DOTALL)
     return dict(pairs)
+
+
+def install_requirements(directory: Path, requirements: Path) -> None:
+    """Unpack the wheels that a file pins, with hashes, for the suite's Python.
+
+    Nothing of them is run. pip is called as this machine has it set up (index, proxy, certificates).
+    """
+    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(GLIBC, 4, -1)] + ["manylinux2014_x86_64"]
+    command = [
+        *(sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "install", "--quiet"),
+        *("--target", str(directory), "--no-deps", "--no-compile", "--require-hashes", "--only-binary=:all:"),
+        *("--implementation", "cp", "--python-version", PYTHON),
+        *(f"--platform={platform}" for platform in platforms),
+        *("--requirement", str(requirements)),
+    ]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise HarnessError(
+            f"pip could not install {requirements.name}:\n{done.stderr.strip()[-2000:]}",
+            hint="see that this Python has pip and reaches a package index (`python3 -m pip config list`)",
+        )

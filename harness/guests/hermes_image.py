@@ -12,8 +12,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import tarfile
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -21,18 +19,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.cache import Cache, file_digest, key_of
-from harness.errors import HarnessError
-from harness.guests import oci
-from harness.guests.bootstrap import SMALL, SUITE, bootstrap, installed
+from harness.guests import bootstrap, oci
+from harness.guests.bootstrap import PYTHON, SMALL, SUITE, install_requirements, installed
 from harness.progress import step
 
 # .invalid never resolves (RFC 2606): it cannot be pulled by mistake.
 NAME = "tentaflake.invalid/hermes"
 REQUIREMENTS = Path(__file__).parent / "files" / "hermes-requirements.txt"
-PYTHON = "3.13"
-"""The suite's own."""
-GLIBC = 41
-"""The suite's glibc is 2.41: every wheel for that or an older one will do."""
 # Beside what Debian calls essential (bash, coreutils and their like).
 PACKAGES = "python3 ca-certificates procps".split()
 EPOCH = 315532800
@@ -74,7 +67,7 @@ class HermesImage:
 
 def key() -> str:
     """Of the recipe; two builds of it differ where the mirror's packages have changed in between."""
-    sources = [Path(path).read_text() for path in (__file__, oci.__file__)]
+    sources = [Path(path).read_text() for path in (__file__, oci.__file__, bootstrap.__file__)]
     return key_of(suite=SUITE, small=SMALL, requirements=REQUIREMENTS.read_text(), sources=sources)
 
 
@@ -96,7 +89,7 @@ def make(directory: Path) -> None:
         'PYTHONHASHSEED=0 chroot "$1" python3 -m compileall -q -f --invalidation-mode unchecked-hash '
         + " ".join(f"/{path}" for path in COMPILED),
     ]
-    bootstrap(
+    bootstrap.bootstrap(
         "building the Hermes image: Debian and bytecode",
         [
             *("--variant=essential", "--format=tar", f"--include={','.join(PACKAGES)}", *SMALL),
@@ -123,25 +116,9 @@ def make(directory: Path) -> None:
 
 
 def install_wheels(local: Path) -> dict[str, str]:
-    """Fill ``local``, which becomes /usr/local; returns name to version.
-
-    Nothing of it is run. pip is called as this machine has it set up (index, proxy, certificates).
-    """
+    """Fill ``local``, which becomes /usr/local; returns name to version."""
     packages = local / "lib" / f"python{PYTHON}" / "dist-packages"
-    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(GLIBC, 4, -1)] + ["manylinux2014_x86_64"]
-    command = [
-        *(sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "install", "--quiet"),
-        *("--target", str(packages), "--no-deps", "--no-compile", "--require-hashes", "--only-binary=:all:"),
-        *("--implementation", "cp", "--python-version", PYTHON),
-        *(f"--platform={platform}" for platform in platforms),
-        *("--requirement", str(REQUIREMENTS)),
-    ]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise HarnessError(
-            f"pip could not install {REQUIREMENTS.name}:\n{done.stderr.strip()[-2000:]}",
-            hint="see that this Python has pip and reaches a package index (`python3 -m pip config list`)",
-        )
+    install_requirements(packages, REQUIREMENTS)
     # Programs that name this machine's Python, and pip's own notes, which name those programs.
     shutil.rmtree(packages / "bin")
     for name in ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json"):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import HarnessError
-from harness.guests.hermes_image import GLIBC, PYTHON
+from harness.guests.bootstrap import install_requirements
 from harness.progress import step
 
 MODULE = Path(__file__).resolve().parents[2] / "modules" / "tts"
@@ -31,17 +31,9 @@ def disk_key() -> list[str]:
 
 
 def install_wheels(directory: Path) -> None:
-    """Fill ``directory``, which becomes `WHEELS`. Nothing of it is run; pip is called as this machine has it set up."""
-    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(GLIBC, 4, -1)] + ["manylinux2014_x86_64"]
-    command = [
-        *(sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "install", "--quiet"),
-        *("--target", str(directory), "--no-deps", "--no-compile", "--require-hashes", "--only-binary=:all:"),
-        *("--implementation", "cp", "--python-version", PYTHON),
-        *(f"--platform={platform}" for platform in platforms),
-        *("--requirement", str(REQUIREMENTS)),
-    ]
+    """Fill ``directory``, which becomes `WHEELS`."""
     with step("building the Debian guest: the speech server's Python packages"):
-        _run(command, "see that this Python has pip and reaches a package index (`python3 -m pip config list`)")
+        install_requirements(directory, REQUIREMENTS)
 
 
 def root_hooks(wheels: Path) -> Sequence[str]:
@@ -58,10 +50,9 @@ def lay_out(top: Path) -> None:
     shutil.copytree(
         MODULE / "tentaflake_tts", top / PACKAGE.lstrip("/") / "tentaflake_tts", ignore=shutil.ignore_patterns("__*__")
     )
-    _run([sys.executable, str(MODULE / "tone_voice.py"), str(top / VOICES.lstrip("/"))], "run ci/setup")
-
-
-def _run(command: Sequence[str], hint: str) -> None:
+    command = [sys.executable, str(MODULE / "tone_voice.py"), str(top / VOICES.lstrip("/"))]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise HarnessError(f"{shlex.join(command[:4])} ... failed:\n{done.stderr.strip()[-2000:]}", hint=hint)
+        raise HarnessError(
+            f"the stand-in for a voice could not be made:\n{done.stderr.strip()[-2000:]}", hint="run ci/setup"
+        )

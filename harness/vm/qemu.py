@@ -5,6 +5,7 @@ version) is in ``Hardware`` and goes into the cache key; what may (overlay, netw
 sockets) is given per process.
 """
 
+import asyncio
 import ctypes
 import os
 import re
@@ -137,6 +138,7 @@ class Process:
     qmp: QEMUMonitorProtocol
     shell: socket.socket
     _monitor: socket.socket
+    _loop: asyncio.AbstractEventLoop
     _console_seen: int = field(default=0, repr=False)
     _fatal: HarnessError | None = field(default=None, repr=False)
 
@@ -225,9 +227,11 @@ class Process:
             self.popen.kill()
         self.popen.wait()
         self.shell.close()
-        with suppress(QMPError, OSError, EOFError):  # the peer is dead, as it should be
-            self.qmp.close()
+        if not self._loop.is_closed():
+            with suppress(QMPError, OSError, EOFError):  # the peer is dead, as it should be
+                self.qmp.close()
         self._monitor.close()  # the monitor closes it only if it was ever connected
+        self._loop.close()
 
     def _find_panic(self) -> str | None:
         try:
@@ -334,7 +338,12 @@ def launch_qemu(
         given = [qmp_there.fileno(), shell_there.fileno(), wire.fileno(), *inherit]
         popen = spawn(command, directory, log, given)
     (directory / "qemu.pid").write_text(str(popen.pid))
-    process = Process(command, directory, popen, QEMUMonitorProtocol(qmp_here), shell_here, qmp_here)
+    # The monitor takes the thread's loop, or leaves one behind that nobody closes: it has its own here.
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    monitor = QEMUMonitorProtocol(qmp_here)
+    asyncio.set_event_loop(None)
+    process = Process(command, directory, popen, monitor, shell_here, qmp_here, loop)
     try:
         yield process
     finally:

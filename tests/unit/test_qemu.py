@@ -1,5 +1,7 @@
 """QEMU itself, without a guest: how it starts, what is known of its death, and that it never stays behind."""
 
+import asyncio
+import gc
 import shlex
 import signal
 from collections.abc import Iterator
@@ -186,6 +188,16 @@ def test_a_closed_machine_leaves_no_open_file(process: Process, tmp_path: Path) 
     with machine(tmp_path / "another"):
         pass
     assert open_files() == before
+
+
+async def nothing() -> None: ...
+
+
+def test_a_closed_machine_leaves_no_event_loop(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    with machine(tmp_path / "run"):
+        asyncio.run(nothing())  # which takes the thread's loop away
+    gc.collect()
+    assert [str(each.message) for each in recwarn] == []
 
 
 def test_qemu_dies_with_a_killed_parent(tmp_path: Path) -> None:
