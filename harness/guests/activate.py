@@ -4,14 +4,24 @@
     activate.py switch PLAN.json|- [--files DIR]
                                        write a new generation and switch to it
     activate.py rollback [N]           switch to generation N (default: the one before the current)
-    activate.py generations            list them, the current one marked
+    activate.py generations            list those that are kept, the current one marked
+    activate.py purge [NAME] [--yes]   delete the state of a removed agent (without NAME: list those that have some)
+    activate.py recover                go back, if a switch was killed
     activate.py wait                   wait until every agent of the current plan that starts by itself runs
     activate.py secrets                decrypt the secrets of the current generation, as is done at boot
+    activate.py boot                   decide which generation this boot has
 
 Runs in the guest as root with its own Python and nothing else. A generation is a directory
 ``/var/lib/tentaflake/generations/N`` that holds everything derived from its plan; the link ``current``
 names the one in force, and flipping it is the switch: units (by way of a systemd generator), firewall
-and configuration are all read through it. A switch that fails goes back to the former generation.
+and configuration are all read through it.
+
+A switch that fails goes back to the former generation. So that one which is killed does too, it is noted in
+the file ``switching`` from its first step to its last, and each step can be done again: ``recover`` goes back as soon
+as the lock is free (``tentaflake-recover.service``, which every switch starts and which waits for that), and so does
+a boot. A switch that comes first goes on from wherever the killed one has left the host.
+
+At boot, ``tentaflake.generation=N`` on the kernel's command line is a rollback to N.
 
 Secrets are decrypted into agenix's layout, and only there: /run/agenix is a link to a directory in the ramfs
 /run/agenix.d. One that cannot be decrypted keeps its old value; an agent that then lacks one does not start.
@@ -25,18 +35,30 @@ import fcntl
 import http.client
 import json
 import os
+import pwd
+import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 ROOT = Path("/var/lib/tentaflake")
 CURRENT = ROOT / "current"
+KEPT = 20
+"""How many generations are kept: the last ones that were in force."""
+BOOTED = Path("/run/tentaflake-booted")
+"""There from when this boot's generation is decided: until then the generator does not trust ``current``."""
+KERNEL_COMMAND_LINE = Path("/proc/cmdline")
+STOPPED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+END_TIMEOUT = 10.0
 PLAN_VERSION = 1
 START_TIMEOUT = 180.0
 SECRETS = Path("/run/agenix")
@@ -259,14 +281,18 @@ def host_units(plan: dict[str, Any]) -> Files:
     return files
 
 
+DECIDED = "tentaflake-generation.service"
+"""Runs ``boot``. Where that fails the host may be a mixture, and no agent starts."""
+
+
 def agent_unit(agent: dict[str, Any]) -> str:
     """The unit of one agent. It holds names that the policy has checked, and no free text of the spec."""
     service, container = agent["service"], agent["container"]["name"]
     condition = f"ExecCondition={CURRENT}/agents/{agent['name']}/condition\n" if agent["secrets"] else ""
     return f"""[Unit]
 Description=Hermes agent {agent["name"]}
-Requires={" ".join(service["requires"])}
-After={" ".join(service["after"])}
+Requires={" ".join(service["requires"])} {DECIDED}
+After={" ".join(service["after"])} {DECIDED}
 StartLimitIntervalSec={service["startLimitIntervalSec"]}
 
 [Service]
@@ -373,8 +399,17 @@ def current_generation() -> int | None:
         return None
 
 
-def generations() -> list[int]:
+def written_generations() -> list[int]:
     return sorted(int(path.name) for path in (ROOT / "generations").glob("[0-9]*"))
+
+
+def generations() -> list[int]:
+    """The current one, and those that were it: whose switch has succeeded."""
+    return [number for number in written_generations() if number == current_generation() or was_in_force(number)]
+
+
+def was_in_force(number: int) -> bool:
+    return (generation(number) / "switched").exists()
 
 
 def generation(number: int) -> Path:
@@ -383,14 +418,14 @@ def generation(number: int) -> Path:
 
 def read_plan(number: int | None) -> dict[str, Any]:
     if number is None:
-        return {"agents": {}, "speech": {"units": {}}, "audit": {"units": {}, "config": {}}}
+        return {"agents": {}, "users": {}, "speech": {"units": {}}, "audit": {"units": {}, "config": {}}}
     plan: dict[str, Any] = json.loads((generation(number) / "plan.json").read_text())
     return plan
 
 
 def write_generation(plan: dict[str, Any], files: Path) -> int:
     """Write the next generation, whole or not at all; returns its number. ``files`` is where the age files are."""
-    number = max(generations(), default=0) + 1
+    number = max(written_generations(), default=0) + 1
     partial = ROOT / "generations" / f".{number}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     for name, (mode, text) in render(plan).items():
@@ -408,13 +443,182 @@ def write_generation(plan: dict[str, Any], files: Path) -> int:
     return number
 
 
-def flip(number: int) -> None:
+def flip(number: int | None) -> None:
     """Make ``current`` name this generation, atomically."""
     new = ROOT / ".current.new"
     new.unlink(missing_ok=True)
-    new.symlink_to(f"generations/{number}")
-    new.rename(CURRENT)
+    if number is None:
+        CURRENT.unlink(missing_ok=True)
+    else:
+        new.symlink_to(f"generations/{number}")
+        new.rename(CURRENT)
     os.sync()
+
+
+def write_state(name: str, text: str) -> None:
+    """Write one of our own files, whole or not at all, and for good."""
+    new = ROOT / f".{name}.new"
+    with new.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(ROOT / name)
+    sync_directory()
+
+
+def sync_directory() -> None:
+    directory = os.open(ROOT, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+
+
+def unfinished() -> list[int | None]:
+    """The generations of a switch that has not come to its end: first the one to go back to, then those switched to.
+
+    All but the first may be in force in part. Nothing is unfinished: an empty list.
+    """
+    return [int(word) or None for word in _text(ROOT / "switching").split()]
+
+
+def note_switching(numbers: Sequence[int | None]) -> None:
+    write_state("switching", " ".join(str(number or 0) for number in numbers) + "\n")
+
+
+def finish() -> None:
+    """The switch is done: what is in force is whole. Generations that were never in force go, and the oldest."""
+    number = current_generation()
+    (ROOT / "switching").unlink(missing_ok=True)
+    sync_directory()
+    if number is not None:
+        (generation(number) / "switched").touch()
+    kept = {number, *generations()[-KEPT:]}
+    for other in written_generations():
+        if other not in kept:
+            shutil.rmtree(generation(other), ignore_errors=True)
+
+
+def describe_generations() -> Iterator[str]:
+    for number in generations():
+        stamp = generation(number) / "switched"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp.stat().st_mtime)) if stamp.exists() else "under way"
+        agents = " ".join(read_plan(number)["agents"]) or "no agents"
+        yield f"{number:4} {'current' if number == current_generation() else '':7}  {when:16}  {agents}"
+
+
+# --- agents that were removed ----------------------------------------------------------------------------
+
+
+def known_agents() -> list[dict[str, Any]]:
+    """Every agent that this host has had: its name, user, uid, state directory and where its configuration was."""
+    known: list[dict[str, Any]] = json.loads(_text(ROOT / "known.json") or "[]")
+    return known
+
+
+def remember_agents(plan: dict[str, Any]) -> None:
+    """Before anything is made for them, so that whatever there is of an agent can be found again."""
+    known = known_agents()
+    for agent in plan["agents"].values():
+        one = {name: agent[name] for name in ("name", "user", "uid", "gid", "stateDir")}
+        one["configDir"] = str(Path(agent["config"]["path"]).parent)
+        if one not in known:
+            known.append(one)
+    if known != known_agents():
+        write_state("known.json", json.dumps(known, indent=1) + "\n")
+
+
+def kept_agents(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The agents that this plan does not have, and whose state is there and still theirs."""
+    present = {(agent["uid"], agent["stateDir"]) for agent in plan["agents"].values()}
+    gone = [agent for agent in known_agents() if (agent["uid"], agent["stateDir"]) not in present]
+    return [agent for agent in gone if owner_uid(agent["stateDir"]) == agent["uid"]]
+
+
+def owner_uid(path: str) -> int | None:
+    try:
+        return Path(path).lstat().st_uid
+    except FileNotFoundError:
+        return None
+
+
+def check_kept_state(plan: dict[str, Any]) -> None:
+    """Nobody inherits what a removed agent has left, by its uid or by its directory; raises ``Failed``."""
+    for kept in kept_agents(plan):
+        for agent in plan["agents"].values():
+            for what in ("uid", "stateDir"):
+                if agent[what] == kept[what]:
+                    raise Failed(
+                        f"agent {agent['name']} has the {what} {agent[what]} of an agent that is no more, and whose "
+                        f"state is kept: {kept['name']}, uid {kept['uid']}, {kept['stateDir']}. Choose another {what}, "
+                        f"or delete that state: activate.py purge {kept['name']}. Or give it away: chown -R"
+                    )
+
+
+def tidy(number: int | None) -> None:
+    """Take away what agents that are not in this generation have left, but for their state."""
+    plan = read_plan(number)
+    for agent in known_agents():
+        if agent["name"] not in plan["agents"]:
+            shutil.rmtree(agent["configDir"], ignore_errors=True)
+    users = {agent["user"]: agent["uid"] for agent in known_agents()}
+    wrong = {user for user in users if uid_of(user) not in (None, plan["users"].get(user, {}).get("uid"))}
+    for user in sorted(wrong):
+        remove_user(user)
+    if number is not None and wrong & plan["users"].keys():
+        make_users(number)
+    remove_networks({agent["network"]["name"] for agent in plan["agents"].values()})
+
+
+def uid_of(user: str) -> int | None:
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return None
+
+
+def remove_user(user: str) -> None:
+    """End what still runs as this user, and the user: by its uid nobody can log in, and nothing starts by itself."""
+    deadline = time.monotonic() + END_TIMEOUT
+    while subprocess.run(["pkill", "--signal", "KILL", "--uid", str(uid_of(user))], check=False).returncode == 0:
+        if time.monotonic() > deadline:
+            raise Failed(f"the processes of {user}, which is to be removed, do not end")
+        time.sleep(0.05)
+    run("userdel", user)  # and its group (USERGROUPS_ENAB in login.defs(5))
+
+
+def purge(name: str | None, *, yes: bool) -> int:
+    """Delete the state of a removed agent; returns the exit code."""
+    plan = read_plan(current_generation())
+    kept = kept_agents(plan)
+    if name is None:
+        for agent in kept:
+            print(f"{agent['name']}  {agent['stateDir']}  uid {agent['uid']}")
+        print("delete one for good: activate.py purge NAME" if kept else "no removed agent has any state here")
+        return 0
+    wanted = [agent for agent in kept if agent["name"] == name]
+    if unfinished():
+        return refuse("a switch was killed: run activate.py recover first")
+    if name in plan["agents"] and not wanted:
+        return refuse(f"agent {name} is in the current plan: switch to one without it first")
+    if not wanted:
+        return refuse(f"no removed agent {name} has any state here; activate.py purge lists those that have")
+    directories = {agent["stateDir"] for agent in wanted}
+    if shared := {agent["stateDir"] for agent in plan["agents"].values()} & directories:
+        return refuse(f"{shared.pop()} is an agent's of the current plan")
+    if not yes:
+        if not sys.stdin.isatty():
+            return refuse("nobody to ask: --yes deletes without a question")
+        if input(f"delete {' '.join(directories)} for good? Write the agent's name: ") != name:
+            return refuse("nothing was deleted")
+    for directory in directories:
+        shutil.rmtree(directory)
+    write_state("known.json", json.dumps([agent for agent in known_agents() if agent not in wanted], indent=1) + "\n")
+    print(f"deleted {' '.join(directories)}; a rollback to a generation with {name} starts it without state")
+    return 0
+
+
+def refuse(why: str) -> int:
+    print(f"activate: {why}", file=sys.stderr)
+    return 2
 
 
 # --- secrets -----------------------------------------------------------------------------------------------
@@ -547,25 +751,45 @@ def has_other_secrets(agent: dict[str, Any], values: dict[str, bytes]) -> bool:
 # --- the switch --------------------------------------------------------------------------------------------
 
 
+_lock: list[int] = []
+"""The lock's descriptor, which every command inherits: who is killed holds it until the last of them has ended."""
+
+
 def run(*command: str) -> None:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, pass_fds=_lock
+    )
     if done.returncode:
         raise Failed(f"{shlex.join(command)} failed ({done.returncode}): {(done.stderr or done.stdout).strip()}")
 
 
 def prepare(number: int) -> None:
     """What may be done before the switch, because the former generation does not mind."""
-    here = generation(number)
-    run("nft", "--check", "--file", str(here / "nftables.nft"))
-    run("systemd-sysusers", str(here / "sysusers.conf"))
-    run("systemd-tmpfiles", "--create", str(here / "tmpfiles.conf"))
+    run("nft", "--check", "--file", str(generation(number) / "nftables.nft"))
+    if (generation(number) / "daemon.json").read_text() != _text(DOCKER_SETTINGS):
+        run("dockerd", "--validate", "--config-file", str(generation(number) / "daemon.json"))
+    if place_files(number):
+        run("systemctl", "restart", "docker.service")
+
+
+DOCKER_SETTINGS = Path("/etc/docker/daemon.json")
+
+
+def place_files(number: int) -> bool:
+    """Users, directories, and the files that are not read through ``current``; returns whether Docker's are others."""
+    make_users(number)
     init = read_plan(number)["containerInit"]
     install_file(Path(init["path"]), init["content"], int(init["mode"], 8))
-    if (here / "daemon.json").read_text() != _text(Path("/etc/docker/daemon.json")):
-        run("dockerd", "--validate", "--config-file", str(here / "daemon.json"))
-        Path("/etc/docker").mkdir(exist_ok=True)
-        shutil.copyfile(here / "daemon.json", "/etc/docker/daemon.json")
-        run("systemctl", "restart", "docker.service")
+    settings = (generation(number) / "daemon.json").read_text()
+    if settings == _text(DOCKER_SETTINGS):
+        return False
+    install_file(DOCKER_SETTINGS, settings, 0o644)
+    return True
+
+
+def make_users(number: int) -> None:
+    run("systemd-sysusers", str(generation(number) / "sysusers.conf"))
+    run("systemd-tmpfiles", "--create", str(generation(number) / "tmpfiles.conf"))
 
 
 def install_file(path: Path, text: str, mode: int) -> None:
@@ -595,7 +819,9 @@ def stop_units(agents: list[dict[str, Any]]) -> None:
     """Stop the agents' units, all at once; one that was never loaded (exit code 5) is stopped enough."""
     units = [agent["service"]["name"] + ".service" for agent in agents]
     if units:
-        done = subprocess.run(["systemctl", "stop", *units], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["systemctl", "stop", *units], capture_output=True, text=True, check=False, pass_fds=_lock
+        )
         if done.returncode not in (0, 5):
             raise Failed(f"{' '.join(units)} do not stop: {done.stderr.strip()}")
 
@@ -607,29 +833,29 @@ def _text(path: Path) -> str:
         return ""
 
 
-def fingerprint(number: int | None, agent: dict[str, Any]) -> list[str]:
+def fingerprint(number: int, agent: dict[str, Any]) -> list[str]:
     """What an agent's container is made from; if it differs, the agent must be restarted."""
-    if number is None:
-        return []
     here, name = generation(number), agent["name"]
     names = (f"agents/{name}/start", f"agents/{name}/config.yaml", f"units/{agent['service']['name']}.service")
     return [_text(here / path) for path in names]
 
 
-def stop_services(plan: dict[str, Any], former: dict[str, Any]) -> list[str]:
+def stop_services(plan: dict[str, Any], formers: Sequence[dict[str, Any]]) -> list[str]:
     """Stop the host's services that are to go, or to be others; returns what went wrong."""
-    before, after = host_units(former), host_units(plan)
-    return try_systemctl("stop", [Path(file).name for file in before if before[file] != after.get(file)])
+    after = host_units(plan)
+    before = {(file, content) for former in formers for file, content in host_units(former).items()}
+    return try_systemctl("stop", {Path(file).name for file, content in before if content != after.get(file)})
 
 
-def start_services(plan: dict[str, Any], former: dict[str, Any]) -> list[str]:
+def start_services(plan: dict[str, Any], formers: Sequence[dict[str, Any]]) -> list[str]:
     """Start the host's services, or have them read new settings; returns what went wrong.
 
     No agent depends on them: what goes wrong is only said.
     """
     problems = try_systemctl("start", services(plan))
-    before, after = former["audit"], plan["audit"]
-    if before["units"] == after["units"] and before["config"] != after["config"]:
+    after = plan["audit"]
+    audits = [former["audit"] for former in formers]
+    if any(each["units"] == after["units"] and each["config"] != after["config"] for each in audits):
         problems += try_systemctl("reload", after["units"])
     return problems
 
@@ -645,27 +871,27 @@ def try_systemctl(verb: str, units: Iterable[str]) -> list[str]:
     return problems
 
 
-def switch_to(number: int, former: int | None) -> bool:
-    """Put a written generation in force; agents that are the same in both are not touched.
+def switch_to(number: int, mixed: Sequence[int | None]) -> bool:
+    """Put a written generation in force on a host that is a mixture of others, which is most often one only.
 
-    Returns whether all secrets could be decrypted.
+    Agents that are the same in all of them are not touched. Returns whether all secrets could be decrypted.
     """
-    plan = read_plan(number)
-    old, new = read_plan(former)["agents"], plan["agents"]
+    plan, formers = read_plan(number), [read_plan(each) for each in mixed]
+    new = plan["agents"]
     values, problems = read_secrets(number, plan)
-    same = {
-        name
-        for name in old.keys() & new.keys()
-        if fingerprint(former, old[name]) == fingerprint(number, new[name]) and not has_other_secrets(new[name], values)
-    }
+
+    def is_same(name: str) -> bool:
+        wanted = fingerprint(number, new[name])
+        return all(
+            each is not None and name in former["agents"] and fingerprint(each, former["agents"][name]) == wanted
+            for each, former in zip(mixed, formers, strict=True)
+        ) and not has_other_secrets(new[name], values)
+
+    same = {name for name in new if is_same(name)}
+    old = {name: agent for former in formers for name, agent in former["agents"].items()}
     stop_units([agent for name, agent in old.items() if name not in same])
-    service_problems = stop_services(plan, read_plan(former))
-    gone = [old[name] for name in old.keys() - new.keys()]
-    if gone:
-        networks = [agent["network"]["name"] for agent in gone]
-        subprocess.run(["docker", "network", "rm", *networks], capture_output=True, check=False)
-    for agent in gone:
-        shutil.rmtree(Path(agent["config"]["path"]).parent, ignore_errors=True)
+    service_problems = stop_services(plan, formers)
+    tidy(number)
     for name in new.keys() - same:
         configure(number, new[name])
     flip(number)
@@ -676,10 +902,24 @@ def switch_to(number: int, former: int | None) -> bool:
     wanted = [agent["service"]["name"] + ".service" for agent in new.values() if agent["autoStart"]]
     if wanted:
         run("systemctl", "start", "--no-block", *wanted)
-    complain([*service_problems, *start_services(plan, read_plan(former))])
+    complain([*service_problems, *start_services(plan, formers)])
     wait_running(number)
     complain(problems)
     return not problems
+
+
+def switch_off(mixed: Sequence[int | None]) -> None:
+    """Put no generation in force, as before the first: that one's switch has not succeeded."""
+    plans = [read_plan(number) for number in mixed]
+    stop_units([agent for plan in plans for agent in plan["agents"].values()])
+    stop_services(read_plan(None), plans)
+    try_systemctl("stop", ["tentaflake.target", "tentaflake-guard.timer", "tentaflake-routing.service"])
+    tidy(None)
+    flip(None)
+    for family, table in {(plan["nftables"]["family"], plan["nftables"]["table"]) for plan in plans if plan["agents"]}:
+        run("nft", f"table {family} {table}; delete table {family} {table}")
+    try_systemctl("stop", ["nftables.service"])
+    run("systemctl", "daemon-reload")
 
 
 class DockerConnection(http.client.HTTPConnection):
@@ -690,13 +930,44 @@ class DockerConnection(http.client.HTTPConnection):
         self.sock.connect("/run/docker.sock")
 
 
-def running_containers() -> set[str]:
+def remove_networks(wanted: set[str]) -> None:
+    """Remove the networks that the agents' start scripts have made, but these."""
+    for name in labelled_networks() - wanted:
+        try:
+            ask_docker("DELETE", f"/networks/{quote(name)}")
+        except Failed as error:  # no agent is on it
+            complain([str(error)])
+
+
+def labelled_networks() -> set[str]:
+    """None where Docker does not run, as before the first switch: it starts with what it had."""
+    try:
+        return {network["Name"] for network in ask_docker("GET", f"/networks?filters={quote(LABELLED)}")}
+    except (FileNotFoundError, ConnectionRefusedError):
+        return set()
+
+
+LABELLED = '{"label":["tentaflake"]}'
+
+
+def ask_docker(method: str, path: str) -> Any:
+    """Docker's answer; raises ``Failed`` with its own words."""
     connection = DockerConnection("docker")
     try:
-        connection.request("GET", "/containers/json")
-        return {container["Names"][0].lstrip("/") for container in json.load(connection.getresponse())}
+        connection.request(method, path)
+        answer = connection.getresponse()
+        text = answer.read()
+        if answer.status >= 400:
+            raise Failed(f"Docker refuses {method} {path}: {text.decode(errors='replace').strip()}")
+        return json.loads(text) if text else None
+    except http.client.HTTPException as error:
+        raise Failed(f"Docker gives no answer to {method} {path}: {error!r}") from error
     finally:
         connection.close()
+
+
+def running_containers() -> set[str]:
+    return {container["Names"][0].lstrip("/") for container in ask_docker("GET", "/containers/json")}
 
 
 def wait_running(number: int | None) -> None:
@@ -734,23 +1005,116 @@ def switch(number: int) -> bool:
 
     Returns whether all secrets could be decrypted.
     """
-    former = current_generation()
-    switched = False
-    try:
-        prepare(number)
-        switched = True
-        return switch_to(number, former)
-    except (Failed, OSError, KeyError) as error:
+    check_kept_state(read_plan(number))
+    mixed = unfinished() or [current_generation()]
+    former = name_of(mixed[0])
+    with stoppable():
         try:
-            if former is not None:
-                prepare(former)
-            if switched and former is None:
-                CURRENT.unlink(missing_ok=True)
-            elif switched and former is not None and former != number:
-                switch_to(former, number)
-        except (Failed, OSError) as second:
-            raise Failed(f"{error}\nand going back to generation {former} failed too: {second}") from error
-        raise Failed(f"{error}\ngeneration {former if former is not None else '(none)'} is in force") from error
+            complete = try_switch(number, mixed)
+        except (Failed, OSError, KeyError) as error:
+            ignore_signals()
+            try:
+                go_back()
+            except (Failed, OSError) as second:
+                raise Failed(f"{error}\nand going back to generation {former} failed too: {second}") from error
+            raise Failed(f"{error}\ngeneration {former} is in force") from error
+        ignore_signals()
+        finish()
+    return complete
+
+
+def try_switch(number: int, mixed: Sequence[int | None]) -> bool:
+    if mixed[0] is not None and not was_in_force(mixed[0]):
+        (generation(mixed[0]) / "switched").touch()  # we were killed before we could
+    note_switching(mixed)
+    BOOTED.touch()
+    remember_agents(read_plan(number))
+    try:  # it waits for the lock: so it goes on when this is done, or killed
+        run("systemctl", "start", "--no-block", "tentaflake-recover.service")
+    except Failed as error:
+        complain([f"nobody goes back if this is killed: {error}"])
+    prepare(number)
+    note_switching(list(dict.fromkeys([*mixed, number])))
+    return switch_to(number, mixed)
+
+
+def name_of(number: int | None) -> str:
+    return "(none)" if number is None else str(number)
+
+
+def go_back() -> None:
+    """Put the generation in force that was before a switch that failed or was killed."""
+    if not (mixed := unfinished()):
+        return
+    former, *others = mixed
+    if former is not None:
+        prepare(former)
+    if not others:
+        tidy(former)
+    elif former is None:
+        switch_off(others)
+    else:
+        switch_to(former, others)
+    finish()
+
+
+def recover() -> bool:
+    """Go back if a switch was killed; returns whether it was."""
+    mixed = unfinished()
+    if mixed:
+        go_back()
+        print(f"activate: a switch was killed; generation {name_of(mixed[0])} is in force")
+    return bool(mixed)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Meanwhile what asks a program to end is a failure like any other."""
+
+    def stop(number: int, _: object) -> None:
+        raise Failed(f"stopped by {signal.Signals(number).name}")
+
+    former = {number: signal.signal(number, stop) for number in STOPPED_BY}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals() -> None:
+    for number in STOPPED_BY:
+        signal.signal(number, signal.SIG_IGN)
+
+
+# --- boot ----------------------------------------------------------------------------------------------------
+
+
+def generation_to_boot() -> int | None:
+    """The one that the kernel's command line names, the one before a switch that was killed, or the current one.
+
+    The generator decides in the same way which units there are.
+    """
+    found = re.findall(r"(?:^|\s)tentaflake\.generation=(\S*)", _text(KERNEL_COMMAND_LINE))
+    if found:
+        if re.fullmatch(r"[1-9][0-9]*", found[-1]) and was_in_force(int(found[-1])):
+            return int(found[-1])
+        complain([f"the kernel's command line asks for generation {found[-1]}, which is not kept"])
+    mixed = unfinished()
+    return mixed[0] if mixed else current_generation()
+
+
+def boot() -> None:
+    """Put this boot's generation in force, before any unit of it starts. What needs Docker, ``recover`` does later."""
+    number = generation_to_boot()
+    if unfinished() or number != current_generation():
+        note_switching([number])
+        if number is not None:
+            place_files(number)
+            for agent in read_plan(number)["agents"].values():
+                configure(number, agent)
+        flip(number)
+    BOOTED.touch()
 
 
 def load_plan(source: str) -> dict[str, Any] | str:
@@ -764,7 +1128,7 @@ def load_plan(source: str) -> dict[str, Any] | str:
     return plan
 
 
-def main(arguments: list[str]) -> int:
+def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="activate.py", description="Apply a plan to this host.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     forward = commands.add_parser("switch", help="switch to a plan")
@@ -772,48 +1136,67 @@ def main(arguments: list[str]) -> int:
     forward.add_argument("--files", type=Path, default=Path(), help="where the age files are (default: here)")
     back = commands.add_parser("rollback", help="switch to a former generation")
     back.add_argument("number", type=int, nargs="?", help="default: the one before the current")
-    commands.add_parser("generations", help="list the generations")
+    commands.add_parser("generations", help="list the generations that are kept")
+    delete = commands.add_parser("purge", help="delete the state of an agent that was removed")
+    delete.add_argument("name", nargs="?", help="default: list those that have some")
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+    commands.add_parser("recover", help="go back, if a switch was killed")
     commands.add_parser("wait", help="wait until the agents of the current plan run")
     commands.add_parser("secrets", help="decrypt the secrets of the current generation")
-    options = parser.parse_args(arguments)
+    commands.add_parser("boot", help="decide which generation this boot has")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    options = read_arguments(arguments)
     if options.command == "secrets":  # without the lock: who waits for agents has it, and agents wait for this
         return restore_secrets()
-    complete = True
+    if options.command == "generations":
+        print(*describe_generations(), sep="\n")
+        return 0
     (ROOT / "generations").mkdir(parents=True, exist_ok=True)
     ROOT.chmod(0o700)
     with (ROOT / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two switches at once: one after the other
+        _lock[:] = [lock.fileno()]
         try:
-            if options.command == "switch":
-                plan = load_plan(options.plan)
-                if isinstance(plan, str):
-                    print(f"activate: {plan}", file=sys.stderr)
-                    return 2
-                number = write_generation(plan, options.files)
-                try:
-                    complete = switch(number)
-                except Failed:
-                    if number != current_generation():  # it is when going back failed too
-                        shutil.rmtree(generation(number), ignore_errors=True)
-                    raise
-            elif options.command == "rollback":
-                now = current_generation() or 0
-                earlier = [n for n in generations() if n < now]
-                number = options.number or (earlier[-1] if earlier else 0)
-                if number not in generations():
-                    print(f"activate: there is no generation {number or 'before this one'}", file=sys.stderr)
-                    return 2
-                complete = switch(number)
-            elif options.command == "wait":
-                wait_running(current_generation())
-            for number in generations():
-                print(number, "current" if number == current_generation() else "")
+            return obey(options)
         except json.JSONDecodeError as error:
-            print(f"activate: a stored plan is not JSON: {error}", file=sys.stderr)
-            return 2
+            return refuse(f"a stored plan is not JSON: {error}")
         except Failed as error:
             print(f"activate: {error}", file=sys.stderr)
             return 1
+        finally:
+            _lock.clear()
+
+
+def obey(options: argparse.Namespace) -> int:
+    """Do what is asked for, with the lock held; returns the exit code."""
+    complete = True
+    if options.command == "purge":
+        return purge(options.name, yes=options.yes)
+    if options.command == "switch":
+        plan = load_plan(options.plan)
+        if isinstance(plan, str):
+            return refuse(plan)
+        complete = switch(write_generation(plan, options.files))
+    elif options.command == "rollback":
+        now = (unfinished() or [current_generation()])[0]
+        earlier = [number for number in generations() if number < (now or 0)]
+        number = options.number or (earlier[-1] if earlier else 0)
+        if number not in generations():
+            kept = " ".join(map(str, generations())) or "none"
+            return refuse(f"there is no generation {number or 'before this one'}; kept are: {kept}")
+        complete = switch(number)
+    elif options.command == "recover":
+        recover()
+        return 0
+    elif options.command == "boot":
+        boot()
+        return 0
+    elif options.command == "wait":
+        wait_running(current_generation())
+    print(*describe_generations(), sep="\n")
     return 0 if complete else 3
 
 

@@ -55,6 +55,7 @@ MASKED_GENERATORS = [
     f"systemd-{name}-generator"
     for name in "debug getty gpt-auto hibernate-resume rc-local run ssh system-update sysv tpm2".split()
 ]
+DEPLOYMENT_UNITS = ("tentaflake-generation.service", "tentaflake-recover.service")
 PROBE_IMAGE = "usr/lib/tentaflake/probe.tar"
 ARCHIVE = "/var/tmp/image.tar.gz"
 PIECE = 4 << 20
@@ -77,6 +78,7 @@ CONTENT: dict[str, tuple[int, Path | str]] = {
     "usr/bin/hermes-audit": (0o755, AUDIT_COMMAND),
     "etc/systemd/system/tentaflake-shell.service": (0o644, FILES / "tentaflake-shell.service"),
     "etc/systemd/system-generators/tentaflake": (0o755, FILES / "unit-generator"),
+    **{f"etc/systemd/system/{name}": (0o644, FILES / name) for name in DEPLOYMENT_UNITS},
     "etc/hostname": (0o644, "agent-host\n"),
     "etc/hosts": (0o644, "127.0.0.1 localhost agent-host\n::1 localhost agent-host\n"),
     "etc/systemd/system/tentaflake-resolver.service": (0o644, FILES / "tentaflake-resolver.service"),
@@ -303,10 +305,11 @@ def _make_disk(root: Path, directory: Path, images: bytes) -> None:
         file.chmod(mode)
     (top / PROBE_IMAGE).write_bytes(images)
     speech.lay_out(top)
-    for target, unit in (("sysinit", "tentaflake-shell"), ("multi-user", "tentaflake-resolver")):
-        wants = top / f"etc/systemd/system/{target}.target.wants"
-        wants.mkdir()
-        (wants / f"{unit}.service").symlink_to(f"../{unit}.service")
+    for unit in sorted((top / "etc/systemd/system").glob("*.service")):
+        for target in re.findall(r"^WantedBy=(\S+)$", unit.read_text(), re.MULTILINE):
+            wants = unit.with_name(f"{target}.wants")
+            wants.mkdir(exist_ok=True)
+            (wants / unit.name).symlink_to(f"../{unit.name}")
     for generator in MASKED_GENERATORS:
         (top / "etc/systemd/system-generators" / generator).symlink_to("/dev/null")
     script = (

@@ -58,6 +58,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
         "CURRENT": root / "current",
         "SECRETS": tmp_path / "agenix",
         "SECRETS_STORE": tmp_path / "agenix.d",
+        "BOOTED": tmp_path / "booted",
     }.items():
         monkeypatch.setattr(activate, name, path)
     monkeypatch.setattr(activate, "run", host.run)
@@ -65,6 +66,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(activate, "configure", lambda number, agent: host.restarted.append(agent["name"]))
     monkeypatch.setattr(activate, "stop_units", lambda agents: None)
     monkeypatch.setattr(activate, "wait_running", lambda number: None)
+    monkeypatch.setattr(activate, "remove_networks", lambda wanted: None)
     for name in ("coding-model-key", "research-model-key", "search-token", "writer-model-key"):
         host.encrypt(name, VALUE.replace(b"\0", b"") + name.encode())
     return host
