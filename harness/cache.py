@@ -154,6 +154,19 @@ class Cache:
             shutil.rmtree(path, ignore_errors=True)
             lock.close()
 
+    def live_runs(self) -> list[Path]:
+        """The directories of the machines that run now, this process's and others': those whose lock is held."""
+        found = []
+        for path in sorted((self.root / "run").glob("[!.]*")):
+            try:
+                with (path / "lock").open("r+") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found.append(path)
+            except OSError:
+                continue
+        return found
+
     def sweep_runs(self) -> list[Path]:
         """Remove what killed runs left behind, machines and half-made entries; returns the directories removed."""
         swept = self._sweep_partials()

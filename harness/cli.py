@@ -1,15 +1,16 @@
-"""The command line: ``harness verify | plan | image | secrets | shell | options | bench``.
+"""The command line: ``harness verify | plan | image | secrets | shell | switch | rollback | … | options | bench``.
 
-Exit codes: 0 all is well, 1 a claim is broken or a secret's file is not in order, 2 it could not be tried (and why) or
-wrong usage.
+Exit codes: 0 all is well, 1 a claim is broken, a secret is not in order, or a switch has failed and the former host is
+in force, 2 it could not be tried (and why) or wrong usage.
 """
 
 import json
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import pytest
@@ -18,9 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import bench as benchmarks
+from harness import deploy
 from harness import secrets as agefiles
 from harness.contract import find_claim
 from harness.errors import HarnessError
+from harness.guests.canaries import canaries
 from harness.lab import Lab, Settings, settings
 from harness.nixpkgs import find_nixpkgs, options_page
 from harness.plugin import REPOSITORY, hijack_stage, ssh_command
@@ -81,6 +84,11 @@ def read_plan(agents: Path | None, flake: str | None) -> Plan:
     if agents and flake:
         raise HarnessError("--agents and --flake exclude each other", hint="give the one that you mean")
     return evaluate_flake(flake) if flake else reference_plan(agents)
+
+
+def home_of(agents: Path | None, flake: str | None) -> Path:
+    """The directory of what ``read_plan`` reads, which the files of secrets are relative to."""
+    return Path(flake.partition("#")[0] or ".") if flake else (agents or REPOSITORY / "agents.nix").parent
 
 
 def write_json(target: Path | None, value: Any) -> None:
@@ -304,13 +312,16 @@ def secrets_rekey(
     print(f"{count} file{'' if count == 1 else 's'} encrypted anew")
 
 
+RootOption = Annotated[
+    Path | None, typer.Option("--root", help="Where the files are (default: where the agents are).", metavar="DIR")
+]
+
+
 @secrets_app.command("check")
 def secrets_check(
     agents: AgentsOption = None,
     flake: FlakeOption = None,
-    root: Annotated[
-        Path | None, typer.Option("--root", help="Where the files are (default: where the agents are).", metavar="DIR")
-    ] = None,
+    root: RootOption = None,
     recipients: RecipientsOption = None,
     identity: IdentityOption = None,
 ) -> None:
@@ -319,7 +330,7 @@ def secrets_check(
     That a file was tampered with shows only with --identity. Exits with 1 if something is wrong.
     """
     evaluated = read_plan(agents, flake)
-    where = root or (Path(flake.partition("#")[0] or ".") if flake else (agents or REPOSITORY / "agents.nix").parent)
+    where = root or home_of(agents, flake)
     if not where.is_dir():
         raise HarnessError(f"{where} is no directory", hint="name the one that the age files are in with --root")
     problems = agefiles.check_files(evaluated, where, recipients=recipients, identity=identity)
@@ -340,15 +351,91 @@ def shell(
     accel: AccelOption = DEFAULTS.accel,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
-    """A root shell in a fresh machine with the agents running; the machine is gone when you leave."""
+    """A root shell in a fresh machine with the agents running; the machine is gone when you leave.
+
+    Meanwhile `harness switch`, `rollback`, `generations` and `purge` in another terminal are about this machine.
+    """
     lab = Lab(settings(guest=guest, accel=accel, cache=cache))
     with lab.machine(lab.adapt(read_plan(agents, flake))) as machine:
+        deploy.publish_way_in(machine)
         if command:
             result = machine.run(" ".join(command), timeout=3600)
             sys.stdout.buffer.write(result.stdout)
             sys.stderr.buffer.write(result.stderr)
             raise typer.Exit(result.exit)
         raise typer.Exit(subprocess.run(ssh_command(machine), check=False).returncode)
+
+
+ToOption = Annotated[
+    str | None,
+    typer.Option(
+        "--to", help="A host by SSH, as root or with sudo (default: the machine of `harness shell`).", metavar="HOST"
+    ),
+]
+
+
+@app.command()
+def switch(
+    agents: AgentsOption = None,
+    flake: FlakeOption = None,
+    to: ToOption = None,
+    root: RootOption = None,
+    guest: GuestOption = DEFAULTS.guest,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
+    """Switch a running host to these agents; those that do not change run on.
+
+    If it fails, the former agents are back in force, and it exits with 1; so it does if it went well, but for secrets
+    that could not be decrypted. What a removed agent leaves is kept: see `harness purge`, and docs/deployment.md.
+    """
+    lab = Lab(settings(guest=guest, cache=cache))
+    remote, plan = deploy.find_remote(to, lab.cache), read_plan(agents, flake)
+    if remote.is_machine:
+        plan = lab.adapt(plan)
+        key = remote.run(f"cat {shlex.quote(plan.host.secrets_identity)}.pub", capture=True)
+        files = canaries(plan, key.stdout.decode()) if plan.secrets else {}
+    else:
+        files = deploy.read_files(plan, root or home_of(agents, flake))
+    exit_as(deploy.switch(remote, plan, files))
+
+
+def exit_as(code: int) -> NoReturn:
+    """Exit as activate.py did, in terms of this command: its 3 is a secret that is not in order."""
+    raise typer.Exit({0: 0, 2: EXIT_UNTRIED}.get(code, 1))
+
+
+@app.command()
+def rollback(
+    number: Annotated[int | None, typer.Argument(help="The generation (default: the one before the current).")] = None,
+    to: ToOption = None,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
+    """Switch a host back to agents that it had before; `harness generations` lists them."""
+    remote = deploy.find_remote(to, Lab(settings(cache=cache)).cache)
+    exit_as(deploy.activate(remote, "rollback", *([] if number is None else [str(number)])))
+
+
+@app.command()
+def generations(to: ToOption = None, cache: CacheOption = DEFAULTS.cache) -> None:
+    """List the agents that a host had, switch by switch; the current ones are marked."""
+    exit_as(deploy.activate(deploy.find_remote(to, Lab(settings(cache=cache)).cache), "generations"))
+
+
+@app.command()
+def purge(
+    name: Annotated[str | None, typer.Argument(help="The agent (default: list those that left something).")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    to: ToOption = None,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
+    """Delete, for good, what an agent has left that was removed from a host: its state directory.
+
+    Refused for an agent that the host has.
+    """
+    remote = deploy.find_remote(to, Lab(settings(cache=cache)).cache)
+    if name is not None and not yes:
+        typer.confirm(f"Delete the state of {name} on {remote.name} for good?", abort=True)
+    exit_as(deploy.activate(remote, "purge", *([] if name is None else ["--yes", "--", name])))
 
 
 @app.command()

@@ -74,14 +74,10 @@ CLAIMS: dict[str, Claim] = {
         Claim("A3", "The audit database survives a kill and a power cut."),
         Claim("A4", "No agent can read, change, delete or stall the record."),
         Claim("A5", "Old events are pruned as configured; a full disk stops no agent and is reported."),
-        Claim("X1", "Switching to a plan leaves the agents that it does not change running.", to_come=True),
-        Claim(
-            "X2", "A rollback brings back the former host exactly; a failed switch leaves it in charge.", to_come=True
-        ),
-        Claim(
-            "X3", "A removed agent cannot log in or run; its state is kept and nobody else can read it.", to_come=True
-        ),
-        Claim("X4", "The same sources give the same plan, byte for byte; every flake input is locked.", to_come=True),
+        Claim("X1", "Switching to a plan leaves the agents that it does not change running."),
+        Claim("X2", "A rollback brings back the former host exactly; a failed switch leaves it in charge."),
+        Claim("X3", "A removed agent cannot log in or run; its state is kept and nobody else can read it."),
+        Claim("X4", "The same sources give the same plan, byte for byte; every flake input is locked."),
         Claim(
             "N1",
             "Only the tailnet interface is trusted as the specs say; without tailscale nothing listens for it.",

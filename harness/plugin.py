@@ -32,6 +32,7 @@ import testinfra.host
 from harness import evidence
 from harness.cache import default_root
 from harness.contract import ClaimBroken, ControlFailed, Inapplicable, find_claim
+from harness.deploy import way_into
 from harness.errors import HarnessError
 from harness.guests.peers import STATIONS, Network, Peer
 from harness.lab import GUESTS, Lab, Settings, check_choice
@@ -227,6 +228,7 @@ GROUPS = {
     "hijacked_network",
     "restarted",
     "crashes",
+    "fleet",
     "boot",
     "refused",
     "searched",
@@ -540,9 +542,5 @@ def _open_shell(item: pytest.Item, machine: Machine) -> None:
 
 
 def ssh_command(machine: Machine) -> list[str]:
-    """An ``ssh`` command line into the machine (host key unchecked: loopback, and gone in a minute)."""
-    return [
-        "ssh",
-        *("-p", str(machine.ssh_port), "-i", str(machine.ssh_key), "-o", "StrictHostKeyChecking=no"),
-        *("-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "root@127.0.0.1"),
-    ]
+    """An ``ssh`` command line into the machine."""
+    return way_into(machine).command()

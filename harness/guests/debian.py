@@ -30,9 +30,10 @@ from harness.vm.shell import CommandFailed
 
 DISK_SIZE = "12G"
 # A plan and its age files come as an archive, and go again: the generation has what it needs of them.
-SWITCH = """
+ACTIVATION = "/usr/lib/tentaflake/activate.py"
+SWITCH = f"""
 directory=$(mktemp -d) && tar -x -C "$directory" || exit
-/usr/lib/tentaflake/activate.py switch --files "$directory" "$directory/plan.json"; code=$?
+{ACTIVATION} switch --files "$directory" "$directory/plan.json"; code=$?
 rm -r "$directory"; exit $code"""
 FILES = Path(__file__).parent / "files"
 ACTIVATE = Path(__file__).parent / "activate.py"
@@ -187,13 +188,13 @@ class DebianGuest:
         if files is None:
             files = canaries(plan, host_key(machine, plan)) if plan.secrets else {}
         content = {"plan.json": plan.to_json().encode(), **files}
-        machine.run(["sh", "-c", SWITCH], stdin=_tar(content), timeout=300).check()
+        machine.run(["sh", "-c", SWITCH], stdin=tar_of(content), timeout=300).check()
 
     def wait_agents(self, machine: Machine) -> None:
-        machine.run(["/usr/lib/tentaflake/activate.py", "wait"], timeout=300).check()
+        machine.run([ACTIVATION, "wait"], timeout=300).check()
 
     def roll_back(self, machine: Machine) -> None:
-        machine.run(["/usr/lib/tentaflake/activate.py", "rollback"], timeout=300).check()
+        machine.run([ACTIVATION, "rollback"], timeout=300).check()
 
 
 def wait_booted(machine: Machine, timeout: float) -> None:
@@ -211,7 +212,8 @@ def host_key(machine: Machine, plan: Plan) -> str:
     return machine.run(f"[ -e {path} ] || {{ {make}; }} >&2; ssh-keygen -y -f {path}").check().text.strip()
 
 
-def _tar(files: Mapping[str, bytes]) -> bytes:
+def tar_of(files: Mapping[str, bytes]) -> bytes:
+    """An archive of these files, for root alone."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, data in files.items():

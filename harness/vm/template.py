@@ -19,7 +19,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,27 @@ def power_on(image: Image, hardware: Hardware, directory: Path) -> Iterator[Mach
         machine = Machine(process)
         machine.wait_shell(BOOT_TIMEOUT, started=started)
         yield machine
+
+
+@contextmanager
+def boot_again(machine: Machine, image: Image, hardware: Hardware, words: str) -> Iterator[Machine]:
+    """Switch a fork off for good, and the same machine on again, with more words on its kernel's command line.
+
+    ``image`` and ``hardware`` are its own; what was synced is there.
+    """
+    directory = machine.process.directory
+    machine.process.close()
+    for name in ("console.sock", "qemu.pid"):
+        (directory / name).unlink(missing_ok=True)
+    arguments = [
+        *hardware.arguments(directory / "ram", share=True),
+        *boot_arguments(replace(image, command_line=f"{image.command_line} {words}")),
+    ]
+    started = time.monotonic()
+    with start_qemu(directory, arguments, disk=_drive("overlay.qcow2"), netdev=NETDEV) as process:
+        again = Machine(process, ssh_key=machine.ssh_key)
+        again.wait_shell(BOOT_TIMEOUT, started=started)
+        yield again
 
 
 @dataclass(frozen=True)

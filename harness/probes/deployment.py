@@ -1,0 +1,134 @@
+"""What of a host follows from its plan, and who runs: what a switch may change, and what not (X1 to X3)."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+from testinfra.host import Host
+
+from harness.errors import HarnessError
+from harness.policy import Agent, Plan, evaluate_specs, host_of, specs_of
+from harness.probes.attempts import Attacker, Attempt
+from harness.probes.stage import Target
+from harness.probes.ways import ROOT, find_ways
+from harness.vm.machine import Machine
+
+Snapshot = dict[str, list[str]]
+"""Lines by what they are about, sorted."""
+# Nothing here says when something was started, nor as which process.
+QUESTIONS = {
+    "users": "getent passwd | grep ^hermes-",
+    "groups": "getent group | grep ^hermes-",
+    "table": "nft --stateless --terse list table inet tentaflake",
+    "Docker's rules": "iptables-save | grep ^-A; ip6tables-save | grep ^-A",
+    "routing rules": "ip -4 rule; ip -6 rule",
+    "bridges": "ip -o link show type bridge | awk '{print $2}'; ip -o -4 address show | awk '{print $2, $4}'",
+    "generation": "cd /var/lib/tentaflake/current/ && find . -type f ! -name switched -exec sha256sum {} +; "
+    "find . -printf '%p %M %U %G\\n'",
+    "unfinished": "cat /var/lib/tentaflake/switching",
+    "units": "cd /run/systemd/generator && sha256sum *.service *.timer *.target *.socket *.slice; "
+    "systemctl list-units --all --plain --no-legend 'docker-hermes-*' 'tentaflake-guard.timer' 'tentaflake-r*' "
+    "nftables.service | awk '{print $1, $2, $3}'",
+    "configurations": "cd /etc/hermes && find . -printf '%p %M %U %G\\n'; find . -type f -exec sha256sum {} +",
+    "secrets": "cd /run/agenix/ && find . -printf '%p %M %U %G\\n'; find . -type f -exec sha256sum {} +",
+    "Docker's settings": "sha256sum /etc/docker/daemon.json /etc/tentaflake/container-init",
+    "networks": "docker network ls --filter label=tentaflake --format '{{.Name}} {{.Labels}}'",
+    "containers": "docker ps --all --quiet | xargs -r docker inspect --format "
+    "'{{.Name}} {{json .Config}} {{json .HostConfig}} {{.State.Running}}'",
+}
+# Another process of the same number has another time of start, the 22nd field.
+PROCESSES = """
+for pid in $(pgrep -u {uid}); do echo $pid $(sed 's/(.*)/-/' /proc/$pid/stat | cut -d ' ' -f 22); done
+docker inspect --format '{{{{.Id}}}} {{{{.State.StartedAt}}}} {{{{.State.Pid}}}}' {container} 2> /dev/null || :"""
+
+
+def take_snapshot(host: Host) -> Snapshot:
+    """All of the host that follows from its plan, but for the state of agents."""
+    lines = [f"echo '== {name}'; ( {question} ) 2> /dev/null" for name, question in QUESTIONS.items()]
+    text = host.check_output("sh -c %s", "\n".join([*lines, "true"]))
+    found: Snapshot = {}
+    for part in text.split("== ")[1:]:
+        name, _, said = part.partition("\n")
+        found[name] = sorted(line.strip() for line in said.splitlines() if line.strip())
+    for name in ("users", "table", "generation", "units"):
+        if not found[name]:
+            raise HarnessError(f"the snapshot of the host has nothing on {name}")
+    return found
+
+
+def differences(before: Snapshot, after: Snapshot) -> list[str]:
+    """The lines that only one of the two has."""
+    return [
+        f"{sign} {name}: {line}"
+        for name in QUESTIONS
+        for sign, one, other in (("-", before, after), ("+", after, before))
+        for line in one[name]
+        if line not in other[name]
+    ]
+
+
+def who_runs(host: Host, agents: Iterable[Agent]) -> dict[str, list[str]]:
+    """Every process of each agent with its time of start, and its container's id, time of start and first process."""
+    scripts = [
+        f"echo '== {agent.name}'; {PROCESSES.format(uid=agent.uid, container=agent.container.name)}" for agent in agents
+    ]
+    parts = host.check_output("sh -c %s", "\n".join(scripts)).split("== ")[1:]
+    return {part.splitlines()[0]: sorted(part.splitlines()[1:]) for part in parts}
+
+
+def with_agents(plan: Plan, *specs: Mapping[str, object]) -> Plan:
+    """The plan of the same host with more agents; those that it has are the very same."""
+    evaluated = evaluate_specs([*specs_of(plan), *specs], host=host_of(plan))
+    return msgspec.structs.replace(evaluated, agents={**evaluated.agents, **plan.agents})
+
+
+KEPT_STATE_WAYS = [way for way in find_ways("D2") if not way.host_only and "/proc/" not in way.name]
+"""Ways to another's files that need no process of the other's."""
+
+
+def try_kept_state(kept: Target, attackers: Iterable[Attacker]) -> list[Attempt]:
+    """Every way to another's files, on what a removed agent has left; root reaches it by the same script."""
+    return [
+        Attempt(
+            claim="X3",
+            way=way.name,
+            attacker=attacker,
+            target=f"{kept.name} (removed)",
+            script=way.script(attacker, kept),
+            expected="reached" if attacker.agent is None else "refused",
+            token=way.token(kept).encode() if way.token else None,
+        )
+        for way in KEPT_STATE_WAYS
+        for attacker in [*(each for each in attackers if way.is_for(each)), ROOT]
+    ]
+
+
+KILLED_SWITCH = "/root/killed_switch.py"
+PLAN = "/root/plan.json"
+
+
+def kill_switch(machine: Machine, step: int | str) -> str | None:
+    """Switch to the plan in ``PLAN``, killed before the step of this number, or the first that mentions this word.
+
+    Returns which one that is, or None if there is none, and all was done.
+    """
+    done = machine.run(f"python3 {KILLED_SWITCH} {step} switch {PLAN}; echo $?", timeout=300).check()
+    *said, code = done.text.splitlines()
+    if code == "0":
+        return None
+    if code != "137":
+        raise HarnessError(f"the switch that was to be killed before its step {step} ended with {code}:\n{done.text}")
+    return said[-1]
+
+
+def forbid_recovery(host: Host) -> None:
+    """Until the next boot nobody goes back but who is told to."""
+    place = "/run/systemd/system/tentaflake-recover.service.d"
+    host.check_output(f"mkdir -p {place} && echo '[Unit]\nConditionPathExists=/nowhere' > {place}/off.conf")
+    host.check_output("systemctl daemon-reload")
+
+
+def prepare_kills(machine: Machine, plan: Plan) -> None:
+    """Have what ``kill_switch`` needs."""
+    machine.put((Path(__file__).with_name("killed_switch.py")).read_bytes(), KILLED_SWITCH)
+    machine.put(plan.to_json().encode(), PLAN, 0o600)

@@ -1,0 +1,476 @@
+"""X1 to X4: the agents of a host are changed while it runs, and changed back."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+import pytest
+
+from harness.lab import Lab
+from harness.plugin import REPOSITORY, judge_outcomes, track_machine
+from harness.policy import Agent, Plan, evaluate_specs
+from harness.probes.attempts import Outcome, attackers, run_attempts
+from harness.probes.deployment import (
+    KEPT_STATE_WAYS,
+    Snapshot,
+    differences,
+    forbid_recovery,
+    kill_switch,
+    prepare_kills,
+    take_snapshot,
+    try_kept_state,
+    who_runs,
+    with_agents,
+)
+from harness.probes.stage import Target, set_stage
+from harness.vm.machine import Machine
+from harness.vm.shell import CommandFailed
+from harness.vm.template import BOOT_TIMEOUT, Template, boot_again
+
+claim = pytest.mark.claim
+ACTIVATE = "/usr/lib/tentaflake/activate.py"
+
+
+# --- a host whose agents come and go
+
+
+class Fleet(msgspec.Struct):
+    """What was seen of the agents of the plan under test, which no switch changes: at first, after a switch that added
+    two agents, and after one that removed one of these, changed the other, and added a third.
+
+    ``full`` is the host between the two switches, ``target`` what the removed agent has left.
+    """
+
+    running: list[dict[str, list[str]]]
+    full: Snapshot
+    target: Target
+
+
+FLEET = "/root/fleet.json"
+LEAVES = {
+    "name": "leaves",
+    "egress": "internet",
+    "secrets": [{"name": "leaves-key", "file": "secrets/leaves-key.age"}],
+}
+IDLE = {"name": "idle", "autoStart": False}
+COMES = {"name": "comes", "egress": "internet"}
+
+
+@pytest.fixture(scope="session")
+def fleet_plans(lab: Lab, plan: Plan) -> tuple[Plan, Plan]:
+    """The plan under test with more agents: first leaves and idle, then comes and another idle."""
+    full = with_agents(plan, LEAVES, IDLE)
+    other = with_agents(plan, COMES, IDLE | {"settings": {"changed": True}})
+    return lab.adapt(full), lab.adapt(other)
+
+
+def running_only(plan: Plan) -> Plan:
+    """The plan with those of its agents that start by themselves."""
+    agents = {name: agent for name, agent in plan.agents.items() if agent.auto_start}
+    return msgspec.structs.replace(plan, agents=agents)
+
+
+@pytest.fixture(scope="session")
+def fleet_stage(lab: Lab, plan: Plan, fleet_plans: tuple[Plan, Plan]) -> Template:
+    full, other = fleet_plans
+
+    def come_and_go(machine: Machine) -> None:
+        host, kept = machine.host, running_only(plan).agents.values()
+        running = [who_runs(host, kept)]
+        lab.guest.activate(machine, full)
+        running.append(who_runs(host, kept))
+        snapshot = take_snapshot(host)
+        everybody = [*attackers(full), *attackers(other)]
+        target = set_stage(host, running_only(full), everybody)["leaves"]
+        lab.guest.activate(machine, other)
+        running.append(who_runs(host, kept))
+        machine.put(msgspec.json.encode(Fleet(running, snapshot, target)), FLEET)
+
+    title = "adding, changing and removing agents"
+    return lab.stage(plan, come_and_go, title=title, full=full.digest, other=other.digest)
+
+
+@pytest.fixture(scope="session")
+def fleet_machine(request: pytest.FixtureRequest, lab: Lab, fleet_stage: Template) -> Iterator[Machine]:
+    with track_machine(request.config, lab.fork(fleet_stage)) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def fleet(fleet_machine: Machine) -> Fleet:
+    return msgspec.json.decode(fleet_machine.run(["cat", FLEET]).check().stdout, type=Fleet)
+
+
+@claim("X1")
+@pytest.mark.parametrize("switch", ["that adds agents", "that adds, changes and removes agents"])
+def test_agents_that_a_switch_does_not_change_keep_container_and_processes(
+    fleet: Fleet, fleet_machine: Machine, switch: str
+) -> None:
+    """Number and time of start of every process, and the container's id."""
+    before, *after = fleet.running
+    assert all(len(lines) >= 2 for lines in before.values())  # the control: there is something to compare
+    assert after[switch == "that adds, changes and removes agents"] == before
+    assert fleet_machine.host.user("hermes-comes").exists  # the control: both switches did happen
+
+
+@claim("X1")
+def test_an_agent_that_a_switch_does_change_is_another_process(machine: Machine, lab: Lab, plan: Plan) -> None:
+    """The control of X1's tests: a restart is seen."""
+    agent = next(each for each in plan.agents.values() if each.auto_start)
+    before = who_runs(machine.host, [agent])
+    machine.host.check_output("systemctl restart %s", agent.service.name)
+    lab.guest.wait_agents(machine)
+    after = who_runs(machine.host, [agent])
+    assert not set(before[agent.name]) & set(after[agent.name])
+
+
+# --- X3: the agent that was removed
+
+
+@claim("X3")
+def test_a_removed_agent_has_no_user_and_cannot_log_in(fleet: Fleet, fleet_machine: Machine) -> None:
+    host = fleet_machine.host
+    assert any(line.startswith("hermes-leaves:") for line in fleet.full["users"])  # the control: there was one
+    assert not host.user("hermes-leaves").exists
+    assert host.run("su - nobody -s /bin/sh -c 'echo in'").stdout == "in\n"  # the control
+    assert host.run("su - hermes-leaves -s /bin/sh -c 'echo in'").stdout == ""
+
+
+@claim("X3")
+def test_a_removed_agent_has_no_process_unit_network_or_rule(
+    fleet: Fleet, fleet_machine: Machine, fleet_plans: tuple[Plan, Plan]
+) -> None:
+    """Where the name, the bridge or an address of it stood before, none does now."""
+    agent = fleet_plans[0].agents["leaves"]
+    network = agent.network
+    words = ("hermes-leaves", "leaves-key", network.bridge, network.ipv4.subnet, network.ipv4.address)
+    now = take_snapshot(fleet_machine.host)
+
+    def mentions(snapshot: Snapshot, name: str) -> list[str]:
+        return [line for line in snapshot[name] if any(word in line for word in words)]
+
+    for name in ("users", "groups", "table", "Docker's rules", "bridges", "units", "networks", "containers", "secrets"):
+        assert mentions(fleet.full, name), f"{name}: nothing was there before"  # the control
+        assert mentions(now, name) == []
+    assert fleet_machine.host.run("pgrep -u %s", str(agent.uid)).rc == 1
+    assert fleet_machine.host.run("systemctl start %s", agent.service.name).rc == 5
+
+
+@claim("X3")
+def test_the_state_of_a_removed_agent_is_kept_as_it_was(fleet: Fleet, fleet_machine: Machine) -> None:
+    host, kept = fleet_machine.host, fleet.target
+    found = host.check_output("stat -c '%%a %%u %%g' %s", kept.directory).split()
+    uid = re.search(r"hermes-leaves:x:(\d+)", "\n".join(fleet.full["users"]))
+    assert uid and found == ["700", uid[1], uid[1]]
+    assert host.check_output("cat %s/known", kept.directory) == kept.known
+
+
+@pytest.fixture(scope="session")
+def kept_state_outcomes(fleet: Fleet, fleet_machine: Machine, fleet_plans: tuple[Plan, Plan]) -> list[Outcome]:
+    """What comes of every attack on the state that was kept, by all agents that are there now."""
+    everybody = attackers(running_only(fleet_plans[1]))
+    return run_attempts(fleet_machine.host, try_kept_state(fleet.target, everybody))
+
+
+@claim("X3")
+@pytest.mark.parametrize("way", [way.name for way in KEPT_STATE_WAYS])
+def test_nobody_reaches_the_state_of_a_removed_agent(
+    request: pytest.FixtureRequest, kept_state_outcomes: list[Outcome], way: str
+) -> None:
+    """Neither the agents that were there before, nor the one that came."""
+    judge_outcomes(request, way, [each for each in kept_state_outcomes if each.attempt.way == way])
+
+
+@claim("X3")
+@pytest.mark.parametrize("heir", ["uid", "state directory"])
+def test_no_agent_inherits_the_state_of_a_removed_one(
+    fleet: Fleet, fleet_machine: Machine, lab: Lab, plan: Plan, fleet_plans: tuple[Plan, Plan], heir: str
+) -> None:
+    """A new agent with the removed one's uid, or with its directory, is refused, and nothing changes."""
+    leaves = fleet_plans[0].agents["leaves"]
+    spec = {"name": "heir", "autoStart": False}
+    spec |= {"uid": leaves.uid} if heir == "uid" else {"stateDir": leaves.state_dir}
+    before = take_snapshot(fleet_machine.host)
+    with pytest.raises(CommandFailed, match="purge leaves"):
+        lab.guest.activate(fleet_machine, lab.adapt(with_agents(fleet_plans[1], spec)))
+    assert differences(before, take_snapshot(fleet_machine.host)) == []
+    assert fleet_machine.host.file(leaves.state_dir).uid == leaves.uid
+
+
+@claim("X3")
+def test_purging_deletes_a_removed_agents_state_and_nobody_elses(
+    lab: Lab, fleet: Fleet, fleet_stage: Template, agents: Mapping[str, Agent], request: pytest.FixtureRequest
+) -> None:
+    with track_machine(request.config, lab.fork(fleet_stage)) as machine:
+        host, present = machine.host, next(iter(agents.values()))
+        assert host.run(f"{ACTIVATE} purge --yes {present.name}").rc == 2
+        assert host.run(f"{ACTIVATE} purge leaves").rc == 2, "nobody was there to be asked"
+        assert fleet.target.directory in host.check_output(f"{ACTIVATE} purge")
+        host.check_output(f"{ACTIVATE} purge --yes leaves")
+        assert not host.file(fleet.target.directory).exists
+        assert host.file(present.state_dir).exists
+        assert host.run(f"{ACTIVATE} purge --yes leaves").rc == 2
+
+
+# --- X2: the way back
+
+
+@claim("X2")
+@pytest.mark.recorded
+def test_a_rollback_brings_the_former_host_back_exactly(
+    request: pytest.FixtureRequest, lab: Lab, fleet: Fleet, fleet_stage: Template, plan: Plan
+) -> None:
+    """Users, ids, rules, units, configurations, secrets, networks and containers; and nobody else is touched."""
+    with track_machine(request.config, lab.fork(fleet_stage)) as machine:
+        host = machine.host
+        assert differences(fleet.full, take_snapshot(host))  # the control: it was another
+        lab.guest.roll_back(machine)
+        assert differences(fleet.full, take_snapshot(host)) == []
+        assert who_runs(host, running_only(plan).agents.values()) == fleet.running[0]
+        host.check_output("cat %s/known", fleet.target.directory)
+
+
+@pytest.fixture(scope="session")
+def small_plans(lab: Lab) -> tuple[Plan, Plan]:
+    """An agent runs in both and stays. Of those that do not run one goes, one comes and one is changed.
+
+    The host under test is not asked: containers take their time, and here there are many switches.
+    """
+    stays = {"name": "stays", "egress": "internet"}
+    goes, comes = {"name": "goes", "autoStart": False}, {"name": "comes", "autoStart": False, "publish": [9090]}
+    changes = {"name": "changes", "autoStart": False, "tts": True}
+    one = evaluate_specs([stays, goes, changes])
+    other = evaluate_specs([stays, comes, changes | {"settings": {"changed": True}, "tts": False}])
+    return lab.adapt(one), lab.adapt(other)
+
+
+@pytest.fixture
+def small_machine(request: pytest.FixtureRequest, lab: Lab, small_plans: tuple[Plan, Plan]) -> Iterator[Machine]:
+    """The first of ``small_plans`` is in force, and the other there to be switched to, and killed."""
+    one, other = small_plans
+    with track_machine(request.config, lab.machine(one)) as made:
+        prepare_kills(made, other)
+        yield made
+
+
+def check_unchanged(machine: Machine, before: Snapshot, stays: Agent, process: dict[str, list[str]]) -> None:
+    """The host is the former one, exactly, and its agent was not touched."""
+    assert differences(before, take_snapshot(machine.host)) == []
+    assert who_runs(machine.host, [stays]) == process
+
+
+@claim("X2")
+@pytest.mark.recorded
+def test_a_switch_that_is_killed_before_any_of_its_steps_leaves_the_former_host_in_charge(
+    small_machine: Machine, small_plans: tuple[Plan, Plan]
+) -> None:
+    """It goes back by itself. tests/unit/test_activate_killed.py kills it before each write to a file, too."""
+    host, stays = small_machine.host, [small_plans[0].agents["stays"]]
+    before, process = take_snapshot(host), who_runs(host, stays)
+    wrong: list[str] = []
+    steps: list[str] = []
+    while (step := kill_switch(small_machine, len(steps))) is not None:
+        host.check_output("systemctl start tentaflake-recover.service")  # waits for it, if it is at work already
+        found = differences(before, take_snapshot(host))
+        if who_runs(host, stays) != process:
+            found.append("the agent that both plans have runs as another process")
+        wrong += [f"killed before step {len(steps)}, {step}: {each}" for each in found]
+        steps.append(step)
+    assert wrong == []
+    for word in ("systemd-sysusers", "stop", "userdel", "current", "daemon-reload", "nftables", "switching"):
+        assert any(word in step for step in steps), f"no step has to do with {word}: {steps}"  # the control
+    assert differences(before, take_snapshot(host))  # the control: the switch that nobody killed has done something
+
+
+@claim("X2")
+@pytest.mark.recorded
+@pytest.mark.parametrize("step", ["userdel", "daemon-reload", "nftables.service"])
+def test_the_switch_after_one_that_was_killed_works(
+    small_machine: Machine, lab: Lab, small_plans: tuple[Plan, Plan], step: str
+) -> None:
+    """It goes on from where the other was killed, and needs no recovery."""
+    machine, (one, other) = small_machine, small_plans
+    host, stays = machine.host, one.agents["stays"]
+    before, process = take_snapshot(host), who_runs(host, [stays])
+    forbid_recovery(host)
+    assert kill_switch(machine, step)
+    assert host.file("/var/lib/tentaflake/switching").exists  # the control: it was killed at work
+    lab.guest.activate(machine, other)
+    assert not host.file("/var/lib/tentaflake/switching").exists
+    assert host.user("hermes-comes").exists and not host.user("hermes-goes").exists
+    assert other.nftables.content.split() != one.nftables.content.split()
+    lab.guest.roll_back(machine)
+    check_unchanged(machine, before, stays, process)
+
+
+@claim("X2")
+@pytest.mark.parametrize("breakage", ["a table that nft refuses", "settings that Docker refuses", "a disk that fails"])
+def test_a_switch_that_fails_leaves_the_former_host_in_charge(
+    small_machine: Machine, small_plans: tuple[Plan, Plan], lab: Lab, breakage: str
+) -> None:
+    """And the next one works. With the disk, going back fails too: it is done as soon as it can be."""
+    host, (one, other) = small_machine.host, small_plans
+    stays, obstacle = one.agents["stays"], "/var/lib/tentaflake/.current.new"
+    before, process = take_snapshot(host), who_runs(host, [stays])
+    broken = other
+    if breakage == "a table that nft refuses":
+        broken = msgspec.structs.replace(other, nftables=msgspec.structs.replace(other.nftables, content="no rule"))
+    elif breakage == "settings that Docker refuses":
+        settings = {**other.docker.settings, "no-such-setting": True}
+        broken = msgspec.structs.replace(other, docker=msgspec.structs.replace(other.docker, settings=settings))
+    else:
+        host.check_output("mkdir %s", obstacle)  # where the new link is to be made
+    with pytest.raises(CommandFailed, match="exit code 1"):
+        lab.guest.activate(small_machine, broken)
+    host.check_output("! [ -e %s ] || rmdir %s", obstacle, obstacle)
+    host.check_output("systemctl start tentaflake-recover.service")
+    check_unchanged(small_machine, before, stays, process)
+    lab.guest.activate(small_machine, other)
+    assert host.user("hermes-comes").exists
+
+
+def wait_booted(machine: Machine) -> None:
+    """All that a boot does of itself is done."""
+    machine.run("systemctl is-system-running --wait", timeout=BOOT_TIMEOUT)
+    machine.run(f"{ACTIVATE} wait", timeout=BOOT_TIMEOUT).check()
+
+
+@claim("X2")
+@pytest.mark.recorded
+def test_a_boot_after_a_switch_that_was_killed_has_the_former_host(small_machine: Machine) -> None:
+    """The power fails when the link names the new generation already."""
+    host = small_machine.host
+    before, current = take_snapshot(host), host.check_output("readlink /var/lib/tentaflake/current")
+    forbid_recovery(host)
+    assert kill_switch(small_machine, "daemon-reload")
+    assert host.check_output("readlink /var/lib/tentaflake/current") != current  # the control: it is behind that step
+    host.check_output("sync")
+    small_machine.power_cycle(BOOT_TIMEOUT)
+    wait_booted(small_machine)
+    assert differences(before, take_snapshot(host)) == []
+
+
+@claim("X2")
+@pytest.mark.recorded
+def test_a_generation_can_be_chosen_at_boot(
+    request: pytest.FixtureRequest, small_machine: Machine, lab: Lab, small_plans: tuple[Plan, Plan]
+) -> None:
+    """By a word on the kernel's command line, as a boot menu's entry has it."""
+    host = small_machine.host
+    before, current = take_snapshot(host), host.check_output("readlink /var/lib/tentaflake/current")
+    lab.guest.activate(small_machine, small_plans[1])
+    assert differences(before, take_snapshot(host))  # the control: another one is in force now
+    host.check_output("sync")
+    word = f"tentaflake.generation={current.rpartition('/')[2]}"
+    with track_machine(request.config, boot_again(small_machine, lab.image, lab.hardware, word)) as machine:
+        wait_booted(machine)
+        assert word in machine.host.check_output("cat /proc/cmdline")  # the control
+        assert differences(before, take_snapshot(machine.host)) == []
+
+
+# --- X4: the plan, and what it is made from
+
+Subject = tuple[Path | None, str | None]
+"""The file of agents, or the flake, that is under test."""
+PLACES = {
+    "one": {"TZ": "UTC", "LC_ALL": "C", "HOME": "/nonexistent", "USER": "root"},
+    "another place": {"TZ": "Pacific/Chatham", "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "USER": "somebody"},
+}
+"""Names of directories, and the environment that a plan is evaluated in there."""
+
+
+@pytest.fixture(scope="module")
+def subject(pytestconfig: pytest.Config) -> Subject:
+    agents, flake = pytestconfig.getoption("vm_agents"), pytestconfig.getoption("vm_flake")
+    return agents and Path(agents), flake
+
+
+def copy_of(source: Path, target: Path) -> Path:
+    """The same files with other times, in another place."""
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "result*")
+    copied = Path(shutil.copytree(source, target, ignore=ignored, copy_function=shutil.copyfile))
+    for number, path in enumerate(sorted(copied.rglob("*"))):
+        os.utime(path, (1e9 + number, 1e9 + number))
+    return copied
+
+
+def written_plan(source: Path, environment: Mapping[str, str], *arguments: str) -> str:
+    """The plan as ``harness plan --json`` of the sources in a directory writes it, in a process of its own."""
+    variables = {name: text for name, text in os.environ.items() if name.startswith(("NIX", "PATH"))}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "harness", "plan", "--json", *arguments],
+        env=variables | {"PYTHONPATH": str(source), "PYTHONHASHSEED": str(len(str(source)))} | dict(environment),
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@claim("X4")
+def test_the_same_sources_give_the_same_plan_wherever_they_are(
+    request: pytest.FixtureRequest, tmp_path: Path, subject: Subject
+) -> None:
+    """In two places, with other times, in another time zone, language and home, by file and by flake."""
+    agents, flake = subject
+    if flake and not Path(flake.partition("#")[0]).is_dir():
+        skip_inapplicable(request, f"{flake} is not on this disk")
+    plans = []
+    for name, environment in PLACES.items():
+        source = copy_of(REPOSITORY, tmp_path / name / "tentaflake")
+        if flake:
+            place, _, host = flake.partition("#")
+            given = ["--flake", f"{copy_of(Path(place), tmp_path / name.replace(' ', '-') / 'flake')}#{host}"]
+        elif agents:
+            given = ["--agents", str(shutil.copy(agents, tmp_path / name / f"agents{agents.suffix}"))]
+        else:
+            given = []
+            here = copy_of(REPOSITORY, tmp_path / name.replace(" ", "-") / "flake")
+            plans.append(written_plan(source, environment, "--flake", f"{here}#agent-host"))
+        plans.append(written_plan(source, environment, *given))
+    assert len(plans) >= 2 and '"agents"' in plans[0]  # the control: these are plans
+    assert len(set(plans)) == 1
+
+
+@claim("X4")
+def test_another_source_gives_another_plan(tmp_path: Path) -> None:
+    """The control: it is read from the copy, and not from here."""
+    source = copy_of(REPOSITORY, tmp_path / "tentaflake")
+    before = written_plan(source, PLACES["one"])
+    (source / "host.nix").write_text('{ name = "another"; }')
+    assert written_plan(source, PLACES["one"]) != before
+
+
+@claim("X4")
+def test_every_input_is_locked_by_revision_and_hash(request: pytest.FixtureRequest, subject: Subject) -> None:
+    """In the lock file of the flake under test."""
+    place = Path((subject[1] or "").partition("#")[0] or REPOSITORY)
+    if not (place / "flake.lock").is_file():
+        skip_inapplicable(request, f"{place} has no flake.lock on this disk")
+    nodes: dict[str, Any] = json.loads((place / "flake.lock").read_text())["nodes"]
+    locked = {name: node["locked"] for name, node in nodes.items() if name != "root"}
+    assert set(nodes["root"].get("inputs", {}).values()) <= nodes.keys()
+    unlocked = {
+        name: found
+        for name, found in locked.items()
+        if found["type"] != "path"
+        and not (
+            re.fullmatch(r"[0-9a-f]{40}", found.get("rev", ""))
+            and re.fullmatch(r"sha256-[A-Za-z0-9+/]{43}=", found.get("narHash", ""))
+        )
+    }
+    assert unlocked == {}
+
+
+def skip_inapplicable(request: pytest.FixtureRequest, why: str) -> NoReturn:
+    request.node.user_properties.append(("inapplicable", True))
+    pytest.skip(why)
