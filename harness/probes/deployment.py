@@ -8,7 +8,7 @@ from testinfra.host import Host
 
 from harness.errors import HarnessError
 from harness.policy import Agent, Plan, evaluate_specs, host_of, specs_of
-from harness.probes.attempts import Attacker, Attempt
+from harness.probes.attempts import Attacker, Attempt, quote
 from harness.probes.stage import Target
 from harness.probes.ways import ROOT, find_ways
 from harness.vm.machine import Machine
@@ -36,6 +36,7 @@ QUESTIONS = {
     "containers": "docker ps --all --quiet | xargs -r docker inspect --format "
     "'{{.Name}} {{json .Config}} {{json .HostConfig}} {{.State.Running}}'",
 }
+HEAD = "======== "
 # Another process of the same number has another time of start, the 22nd field.
 PROCESSES = """
 for pid in $(pgrep -u {uid}); do echo $pid $(sed 's/(.*)/-/' /proc/$pid/stat | cut -d ' ' -f 22); done
@@ -44,10 +45,10 @@ docker inspect --format '{{{{.Id}}}} {{{{.State.StartedAt}}}} {{{{.State.Pid}}}}
 
 def take_snapshot(host: Host) -> Snapshot:
     """All of the host that follows from its plan, but for the state of agents."""
-    lines = [f"echo '== {name}'; ( {question} ) 2> /dev/null" for name, question in QUESTIONS.items()]
+    lines = [f"echo {quote(HEAD + name)}; ( {question} ) 2> /dev/null" for name, question in QUESTIONS.items()]
     text = host.check_output("sh -c %s", "\n".join([*lines, "true"]))
     found: Snapshot = {}
-    for part in text.split("== ")[1:]:
+    for part in text.split(HEAD)[1:]:
         name, _, said = part.partition("\n")
         found[name] = sorted(line.strip() for line in said.splitlines() if line.strip())
     for name in ("users", "table", "generation", "units"):
@@ -70,9 +71,10 @@ def differences(before: Snapshot, after: Snapshot) -> list[str]:
 def who_runs(host: Host, agents: Iterable[Agent]) -> dict[str, list[str]]:
     """Every process of each agent with its time of start, and its container's id, time of start and first process."""
     scripts = [
-        f"echo '== {agent.name}'; {PROCESSES.format(uid=agent.uid, container=agent.container.name)}" for agent in agents
+        f"echo '{HEAD}{agent.name}'; {PROCESSES.format(uid=agent.uid, container=agent.container.name)}"
+        for agent in agents
     ]
-    parts = host.check_output("sh -c %s", "\n".join(scripts)).split("== ")[1:]
+    parts = host.check_output("sh -c %s", "\n".join(scripts)).split(HEAD)[1:]
     return {part.splitlines()[0]: sorted(part.splitlines()[1:]) for part in parts}
 
 

@@ -271,7 +271,7 @@ def check_unchanged(machine: Machine, before: Snapshot, stays: Agent, process: d
 def test_a_switch_that_is_killed_before_any_of_its_steps_leaves_the_former_host_in_charge(
     small_machine: Machine, small_plans: tuple[Plan, Plan]
 ) -> None:
-    """It goes back by itself. tests/unit/test_activate_killed.py kills it before each write to a file, too."""
+    """It goes back by itself. tests/unit/test_activate_on_a_model.py kills it before each write to a file, too."""
     host, stays = small_machine.host, [small_plans[0].agents["stays"]]
     before, process = take_snapshot(host), who_runs(host, stays)
     wrong: list[str] = []

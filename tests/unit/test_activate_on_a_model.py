@@ -1,4 +1,4 @@
-"""A switch that is killed before any of its steps, tried on a model of a host: what it left is made whole again.
+"""Switches on a model of a host: killed before any step, failed, rolled back, chosen at boot; what is kept, what goes.
 
 The program is real, and so are its files; what its commands do to a host is played on files too, so that a process
 that is killed leaves them as they were. tests/contract/test_deployment.py tries the same on machines.
@@ -202,7 +202,7 @@ def plans(model: Model, reference: PlanData) -> tuple[PlanData, PlanData]:
     one, other = without(plan, "coding"), without(plan, "writer")
     other["agents"]["research"]["config"]["content"] = '{"changed":true}'
     stays = copy.deepcopy(plan["agents"]["coding"])
-    stays |= {"name": "stays", "user": "hermes-stays", "stateDir": f"{model.root}/var/hermes-stays"}
+    stays |= {"name": "stays", "user": "hermes-stays", "uid": 1999, "stateDir": f"{model.root}/var/hermes-stays"}
     stays["service"] = stays["service"] | {"name": "docker-hermes-stays"}
     stays["network"] = stays["network"] | {"name": "hermes-stays"}
     stays["config"] = stays["config"] | {"path": f"{model.root}/etc/hermes/stays/config.yaml"}
@@ -424,3 +424,126 @@ def test_a_generation_that_was_never_in_force_cannot_be_chosen(
             break
     assert model.boot("tentaflake.generation=2") == 0
     assert differences(model.state(), former) == []
+
+
+# --- what is kept, and what goes
+
+
+def test_the_last_generations_are_kept(
+    model: Model, plans: tuple[PlanData, PlanData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activate, "KEPT", 3)
+    for number in range(6):
+        assert switch(model, plans[number % 2]) == 0
+    assert activate.generations() == activate.written_generations() == [4, 5, 6]
+
+
+def test_the_current_generation_is_kept_however_old(
+    model: Model, plans: tuple[PlanData, PlanData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        assert switch(model, plans[number % 2]) == 0
+    monkeypatch.setattr(activate, "KEPT", 2)
+    assert activate.main(["rollback", "1"]) == 0
+    assert activate.generations() == [1, 3, 4]
+
+
+def test_a_rollback_to_what_is_not_kept_names_what_is(
+    model: Model, plans: tuple[PlanData, PlanData], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for plan in plans:
+        assert switch(model, plan) == 0
+    assert activate.main(["rollback", "7"]) == 2
+    assert capsys.readouterr().err == "activate: there is no generation 7; kept are: 1 2\n"
+
+
+def test_generations_are_listed_with_their_agents(
+    model: Model, plans: tuple[PlanData, PlanData], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for plan in plans:
+        switch(model, plan)
+    capsys.readouterr()
+    assert activate.main(["generations"]) == 0
+    former, current = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert (former[0], former[3:]) == ("1", ["research", "stays", "writer"])
+    assert (current[0], current[1], current[4:]) == ("2", "current", ["coding", "research", "stays"])
+
+
+@pytest.mark.parametrize("number", activate.STOPPED_BY)
+def test_a_switch_that_is_asked_to_end_goes_back(
+    model: Model,
+    plans: tuple[PlanData, PlanData],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+) -> None:
+    assert switch(model, plans[0]) == 0
+    former, handler = model.state(), signal.getsignal(number)
+    flip, stopped = activate.flip, False
+
+    def flip_and_stop(to: int | None) -> None:
+        nonlocal stopped
+        flip(to)
+        os.kill(os.getpid(), number)  # the second time, while it goes back, nobody listens
+        stopped = True
+
+    monkeypatch.setattr(activate, "flip", flip_and_stop)
+    assert switch(model, plans[1]) == 1
+    assert stopped and f"stopped by {number.name}" in capsys.readouterr().err
+    assert differences(model.state(), former) == []
+    assert signal.getsignal(number) == handler
+
+
+@pytest.fixture
+def states(model: Model, plans: tuple[PlanData, PlanData], monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A file in the state directory of each agent, by name. Writer was removed."""
+    agents = {name: agent for plan in plans for name, agent in plan["agents"].items()}
+    owners = {agent["stateDir"]: agent["uid"] for agent in agents.values()}
+    monkeypatch.setattr(activate, "owner_uid", lambda path: owners[path] if Path(path).exists() else None)
+    found = {name: Path(agent["stateDir"]) / "file" for name, agent in agents.items()}
+    for plan in plans:
+        assert switch(model, plan) == 0
+    for name, path in found.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"{name}'s")
+    return found
+
+
+def test_a_kept_state_is_nobody_elses(model: Model, plans: tuple[PlanData, PlanData], states: dict[str, Path]) -> None:
+    """Neither by the uid nor by the directory; to the agent itself it is given back."""
+    writer = plans[0]["agents"]["writer"]
+    for heir in ({"uid": writer["uid"]}, {"stateDir": writer["stateDir"]}):
+        other = copy.deepcopy(plans[1])
+        other["agents"]["stays"] |= heir
+        assert switch(model, other) == 1
+    assert activate.current_generation() == 2
+    assert switch(model, plans[0]) == 0
+    assert states["writer"].read_text() == "writer's"
+
+
+def test_purging_deletes_what_a_removed_agent_left_and_nothing_else(model: Model, states: dict[str, Path]) -> None:
+    assert activate.main(["purge", "writer", "--yes"]) == 0
+    assert {name for name, path in states.items() if path.exists()} == {"coding", "research", "stays"}
+    assert activate.main(["purge", "writer", "--yes"]) == 2
+
+
+@pytest.mark.parametrize("name", ["coding", "nobody", "", "../coding"])
+def test_purging_refuses_who_is_there_and_who_never_was(model: Model, states: dict[str, Path], name: str) -> None:
+    assert activate.main(["purge", name, "--yes"]) == 2
+    assert all(path.exists() for path in states.values())
+
+
+def test_purging_without_anybody_to_ask_deletes_nothing(
+    model: Model, states: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert activate.main(["purge", "writer"]) == 2
+    assert "--yes" in capsys.readouterr().err
+    assert activate.main(["purge"]) == 0
+    assert f"writer  {states['writer'].parent}" in capsys.readouterr().out
+    assert states["writer"].exists()
+
+
+def test_purging_does_not_follow_a_link(model: Model, states: dict[str, Path]) -> None:
+    (states["writer"].parent / "link").symlink_to(states["coding"].parent)
+    assert activate.main(["purge", "writer", "--yes"]) == 0
+    assert states["coding"].exists()
