@@ -27,7 +27,7 @@ QUESTIONS = {
     "find . -printf '%p %M %U %G\\n'",
     "unfinished": "cat /var/lib/tentaflake/switching",
     "units": "cd /run/systemd/generator && sha256sum *.service *.timer *.target *.socket *.slice; "
-    "systemctl list-units --all --plain --no-legend 'docker-hermes-*' 'tentaflake-guard.timer' 'tentaflake-r*' "
+    "systemctl list-units --plain --no-legend 'docker-hermes-*' 'tentaflake-guard.timer' 'tentaflake-r*' "
     "nftables.service | awk '{print $1, $2, $3}'",
     "configurations": "cd /etc/hermes && find . -printf '%p %M %U %G\\n'; find . -type f -exec sha256sum {} +",
     "secrets": "cd /run/agenix/ && find . -printf '%p %M %U %G\\n'; find . -type f -exec sha256sum {} +",

@@ -249,7 +249,7 @@ def killed_before(step: int | None, act: Callable[[], object]) -> int | None:
 
 
 @pytest.fixture
-def kept(model: Model, tmp_path: Path) -> Iterator[Callable[[], None]]:
+def kept(model: Model, tmp_path: Path) -> Callable[[], None]:
     """Brings the host back to what it is now."""
     copied = tmp_path / "kept"
 
