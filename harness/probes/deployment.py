@@ -1,6 +1,7 @@
 """What of a host follows from its plan, and who runs: what a switch may change, and what not (X1 to X3)."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -10,16 +11,22 @@ from harness.errors import HarnessError
 from harness.policy import Agent, Plan, evaluate_specs, host_of, specs_of
 from harness.probes.attempts import Attacker, Attempt, quote
 from harness.probes.stage import Target
-from harness.probes.ways import ROOT, find_ways
+from harness.probes.ways import find_ways
 from harness.vm.machine import Machine
 
 Snapshot = dict[str, list[str]]
 """Lines by what they are about, sorted."""
+# Without the sets that packets fill.
+STATIC = r"""
+/^\tset / { block = ""; inside = 1; dynamic = 0 }
+inside { block = block $0 "\n"; if (/flags dynamic/) dynamic = 1 }
+inside && /^\t}/ { if (!dynamic) print block; inside = 0; next }
+!inside"""
 # Nothing here says when something was started, nor as which process.
 QUESTIONS = {
     "users": "getent passwd | grep ^hermes-",
     "groups": "getent group | grep ^hermes-",
-    "table": "nft --stateless --terse list table inet tentaflake",
+    "table": f"nft --stateless list table inet tentaflake | awk '{STATIC}'",
     "Docker's rules": "iptables-save | grep ^-A; ip6tables-save | grep ^-A",
     "routing rules": "ip -4 rule; ip -6 rule",
     "bridges": "ip -o link show type bridge | awk '{print $2}'; ip -o -4 address show | awk '{print $2, $4}'",
@@ -27,7 +34,7 @@ QUESTIONS = {
     "find . -printf '%p %M %U %G\\n'",
     "unfinished": "cat /var/lib/tentaflake/switching",
     "units": "cd /run/systemd/generator && sha256sum *.service *.timer *.target *.socket *.slice; "
-    "systemctl list-units --plain --no-legend 'docker-hermes-*' 'tentaflake-guard.timer' 'tentaflake-r*' "
+    "systemctl list-units --plain --no-legend 'docker-hermes-*' 'tentaflake-guard.timer' 'tentaflake-routing.service' "
     "nftables.service | awk '{print $1, $2, $3}'",
     "configurations": "cd /etc/hermes && find . -printf '%p %M %U %G\\n'; find . -type f -exec sha256sum {} +",
     "secrets": "cd /run/agenix/ && find . -printf '%p %M %U %G\\n'; find . -type f -exec sha256sum {} +",
@@ -88,20 +95,13 @@ KEPT_STATE_WAYS = [way for way in find_ways("D2") if not way.host_only and "/pro
 """Ways to another's files that need no process of the other's."""
 
 
-def try_kept_state(kept: Target, attackers: Iterable[Attacker]) -> list[Attempt]:
-    """Every way to another's files, on what a removed agent has left; root reaches it by the same script."""
+def try_kept_state(kept: str, targets: dict[str, Target], attackers: Iterable[Attacker]) -> list[Attempt]:
+    """Every way to another's files, on what the removed agent ``kept`` has left, with the controls that the way has."""
     return [
-        Attempt(
-            claim="X3",
-            way=way.name,
-            attacker=attacker,
-            target=f"{kept.name} (removed)",
-            script=way.script(attacker, kept),
-            expected="reached" if attacker.agent is None else "refused",
-            token=way.token(kept).encode() if way.token else None,
-        )
+        replace(attempt, claim="X3")
         for way in KEPT_STATE_WAYS
-        for attacker in [*(each for each in attackers if way.is_for(each)), ROOT]
+        for attempt in way.attempts(attackers, targets)
+        if attempt.is_control or attempt.target == kept
     ]
 
 

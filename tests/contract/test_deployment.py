@@ -45,12 +45,17 @@ class Fleet(msgspec.Struct):
     """What was seen of the agents of the plan under test, which no switch changes: at first, after a switch that added
     two agents, and after one that removed one of these, changed the other, and added a third.
 
-    ``full`` is the host between the two switches, ``target`` what the removed agent has left.
+    ``full`` is the host between the two switches, ``targets`` what everybody had then, by name.
     """
 
     running: list[dict[str, list[str]]]
     full: Snapshot
-    target: Target
+    targets: dict[str, Target]
+
+    @property
+    def left(self) -> Target:
+        """What the removed agent has left."""
+        return self.targets["leaves"]
 
 
 FLEET = "/root/fleet.json"
@@ -88,10 +93,10 @@ def fleet_stage(lab: Lab, plan: Plan, fleet_plans: tuple[Plan, Plan]) -> Templat
         running.append(who_runs(host, kept))
         snapshot = take_snapshot(host)
         everybody = [*attackers(full), *attackers(other)]
-        target = set_stage(host, running_only(full), everybody)["leaves"]
+        targets = set_stage(host, running_only(full), everybody)
         lab.guest.activate(machine, other)
         running.append(who_runs(host, kept))
-        machine.put(msgspec.json.encode(Fleet(running, snapshot, target)), FLEET)
+        machine.put(msgspec.json.encode(Fleet(running, snapshot, targets)), FLEET)
 
     title = "adding, changing and removing agents"
     return lab.stage(plan, come_and_go, title=title, full=full.digest, other=other.digest)
@@ -165,7 +170,7 @@ def test_a_removed_agent_has_no_process_unit_network_or_rule(
 
 @claim("X3")
 def test_the_state_of_a_removed_agent_is_kept_as_it_was(fleet: Fleet, fleet_machine: Machine) -> None:
-    host, kept = fleet_machine.host, fleet.target
+    host, kept = fleet_machine.host, fleet.left
     found = host.check_output("stat -c '%%a %%u %%g' %s", kept.directory).split()
     uid = re.search(r"hermes-leaves:x:(\d+)", "\n".join(fleet.full["users"]))
     assert uid and found == ["700", uid[1], uid[1]]
@@ -176,7 +181,7 @@ def test_the_state_of_a_removed_agent_is_kept_as_it_was(fleet: Fleet, fleet_mach
 def kept_state_outcomes(fleet: Fleet, fleet_machine: Machine, fleet_plans: tuple[Plan, Plan]) -> list[Outcome]:
     """What comes of every attack on the state that was kept, by all agents that are there now."""
     everybody = attackers(running_only(fleet_plans[1]))
-    return run_attempts(fleet_machine.host, try_kept_state(fleet.target, everybody))
+    return run_attempts(fleet_machine.host, try_kept_state("leaves", fleet.targets, everybody))
 
 
 @claim("X3")
@@ -212,9 +217,9 @@ def test_purging_deletes_a_removed_agents_state_and_nobody_elses(
         host, present = machine.host, next(iter(agents.values()))
         assert host.run(f"{ACTIVATE} purge --yes {present.name}").rc == 2
         assert host.run(f"{ACTIVATE} purge leaves").rc == 2, "nobody was there to be asked"
-        assert fleet.target.directory in host.check_output(f"{ACTIVATE} purge")
+        assert fleet.left.directory in host.check_output(f"{ACTIVATE} purge")
         host.check_output(f"{ACTIVATE} purge --yes leaves")
-        assert not host.file(fleet.target.directory).exists
+        assert not host.file(fleet.left.directory).exists
         assert host.file(present.state_dir).exists
         assert host.run(f"{ACTIVATE} purge --yes leaves").rc == 2
 
@@ -234,7 +239,7 @@ def test_a_rollback_brings_the_former_host_back_exactly(
         lab.guest.roll_back(machine)
         assert differences(fleet.full, take_snapshot(host)) == []
         assert who_runs(host, running_only(plan).agents.values()) == fleet.running[0]
-        host.check_output("cat %s/known", fleet.target.directory)
+        host.check_output("cat %s/known", fleet.left.directory)
 
 
 @pytest.fixture(scope="session")
