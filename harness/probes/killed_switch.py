@@ -2,10 +2,10 @@
 
     killed_switch.py STEP ARGUMENTS…
 
-A step is a command that it starts, or a file that it puts in another's place or takes away; they are counted from 0.
-A word instead of a number is the first step that mentions it.
-The step is said on standard output, and the exit code is the signal's; without such a step all is done, and the code is
-activate.py's own. That program knows nothing of this: Python's audit events (sys.addaudithook) tell of its steps.
+A step is a command that it starts, the flip of the link to what is in force, or the removal of the note that a switch
+is under way; they are counted from 0, and a word is the first that mentions it. The step is said on standard output, and
+the exit code is the signal's; without such a step all is done, and the code is activate.py's own. That program knows
+nothing of this: Python's audit events (sys.addaudithook) tell of its steps.
 """
 
 import os
@@ -16,7 +16,7 @@ from importlib.util import module_from_spec, spec_from_loader
 from typing import Any
 
 PROGRAM = "/usr/lib/tentaflake/activate.py"
-STEPS = ("subprocess.Popen", "os.rename", "os.remove")
+FILES = {"os.rename": "/var/lib/tentaflake/current", "os.remove": "/var/lib/tentaflake/switching"}
 
 
 def main(step: str, arguments: list[str]) -> int:
@@ -24,9 +24,12 @@ def main(step: str, arguments: list[str]) -> int:
 
     def look(event: str, details: tuple[Any, ...]) -> None:
         nonlocal count
-        if event not in STEPS:
+        if event == "subprocess.Popen":
+            text = " ".join(map(str, details[1]))
+        elif event in FILES and FILES[event] in map(str, details):
+            text = f"{event} {FILES[event]}"
+        else:
             return
-        text = " ".join(map(str, [event, *(details[1] if event == "subprocess.Popen" else details[:2])]))
         if step == str(count) or (not step.isdecimal() and step in text):
             print(text, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -118,9 +118,9 @@ def fleet(fleet_machine: Machine) -> Fleet:
 def test_agents_that_a_switch_does_not_change_keep_container_and_processes(
     fleet: Fleet, fleet_machine: Machine, switch: str
 ) -> None:
-    """Number and time of start of every process, and the container's id."""
+    """Number, time of start and container of every process."""
     before, *after = fleet.running
-    assert all(len(lines) >= 2 for lines in before.values())  # the control: there is something to compare
+    assert before and all(before.values())  # the control: there is something to compare
     assert after[switch == "that adds, changes and removes agents"] == before
     assert fleet_machine.host.user("hermes-comes").exists  # the control: both switches did happen
 
@@ -161,7 +161,7 @@ def test_a_removed_agent_has_no_process_unit_network_or_rule(
     def mentions(snapshot: Snapshot, name: str) -> list[str]:
         return [line for line in snapshot[name] if any(word in line for word in words)]
 
-    for name in ("users", "groups", "table", "Docker's rules", "bridges", "units", "networks", "containers", "secrets"):
+    for name in ("users", "groups", "table", "Docker's rules", "bridges", "units", "Docker", "secrets"):
         assert mentions(fleet.full, name), f"{name}: nothing was there before"  # the control
         assert mentions(now, name) == []
     assert fleet_machine.host.run("pgrep -u %s", str(agent.uid)).rc == 1
