@@ -3,9 +3,9 @@
     killed_switch.py STEP ARGUMENTS…
 
 A step is a command that it starts, the flip of the link to what is in force, or the removal of the note that a switch
-is under way; they are counted from 0, and a word is the first that mentions it. The step is said on standard output, and
-the exit code is the signal's; without such a step all is done, and the code is activate.py's own. That program knows
-nothing of this: Python's audit events (sys.addaudithook) tell of its steps.
+is under way; they are counted from 0, and a word is the first that mentions it. The step is said on standard output,
+and the exit code is the signal's; without such a step all is done, and the code is activate.py's own. That program
+knows nothing of this: Python's audit events (sys.addaudithook) tell of its steps.
 """
 
 import os
