@@ -173,7 +173,9 @@
 
       apps = forEachSystem (pkgs: {
         verify = mkApp pkgs "verify" "harness verify" "Boot the reference host and attack it";
-        test = mkApp pkgs "test" "pytest -p no:cacheprovider --rootdir=${self} ${self}/tests" "Run the whole test suite";
+        test =
+          mkApp pkgs "test" "pytest -p no:cacheprovider --rootdir=${self} ${self}/tests"
+            "Run the whole test suite";
       });
 
       checks = forEachSystem (

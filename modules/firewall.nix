@@ -35,8 +35,7 @@ let
       }
     ];
   routing =
-    routingRules "-4" plan.routing.unreachable.ipv4
-    ++ routingRules "-6" plan.routing.unreachable.ipv6;
+    routingRules "-4" plan.routing.unreachable.ipv4 ++ routingRules "-6" plan.routing.unreachable.ipv6;
 
   # Open in NixOS' own firewall, and closed all the same.
   closed = protocol: lib.subtractLists plan.host.${protocol} config.networking.firewall.${protocol};

@@ -157,7 +157,9 @@ in
     shell = "/usr/sbin/nologin";
     description = "Hermes agent ${agent.name}";
   });
-  groups = byUser (agent: { inherit (agent) gid; });
+  groups = byUser (agent: {
+    inherit (agent) gid;
+  });
   directories = concatMap (agent: [
     {
       path = agent.stateDir;

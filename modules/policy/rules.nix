@@ -40,7 +40,9 @@ let
     let
       inherit (agent.spec) image allowMutableImage;
     in
-    if !(agent.spec ? image && agent.spec ? allowMutableImage) || image == null || allowMutableImage then
+    if
+      !(agent.spec ? image && agent.spec ? allowMutableImage) || image == null || allowMutableImage
+    then
       [ ]
     else if image == (import ./images.nix).default then
       [ ] # pinned by the flake that builds it
@@ -62,8 +64,11 @@ let
       }) (length (agent.spec.secrets or [ ])))
       (
         _: again:
-        error agent [ "secrets" again.i "name" ] again.key "names a secret that is already in the list"
-          "remove or rename one of them"
+        error agent [
+          "secrets"
+          again.i
+          "name"
+        ] again.key "names a secret that is already in the list" "remove or rename one of them"
       );
 
   # A variable has one value, whether it is in the open or a secret.
@@ -79,7 +84,8 @@ let
         }) (length secrets)
       );
       explain =
-        rule: { key, i, ... }:
+        rule:
+        { key, i, ... }:
         error agent [ "secrets" i "variable" ] key rule "remove one of them or choose another variable";
     in
     map (explain "is set in environment too") (filter (entry: environment ? ${entry.key}) entries)
@@ -140,7 +146,8 @@ let
     agents:
     clashes agents (
       first: again:
-      error again [ "name" ] again.key "must be unique on the host, and agents[${toString first.index}] has it too"
+      error again [ "name" ] again.key
+        "must be unique on the host, and agents[${toString first.index}] has it too"
         "rename one of them"
     );
 
@@ -148,7 +155,8 @@ let
     agents:
     clashes agents (
       first: again:
-      error again [ "uid" ] again.identity.uid "must be unique on the host, and agent ${first.label} has it too"
+      error again [ "uid" ] again.identity.uid
+        "must be unique on the host, and agent ${first.label} has it too"
         "set uid on one of them"
     );
 
@@ -193,7 +201,8 @@ let
     in
     clashes agents (
       first: again:
-      error again [ "stateDir" ] again.key "must be unique on the host, and agent ${first.label} has it too"
+      error again [ "stateDir" ] again.key
+        "must be unique on the host, and agent ${first.label} has it too"
         "choose another directory for one of them"
     )
     ++ concatMap nested (firsts agents);
@@ -223,7 +232,8 @@ let
         map (explain first) (filter (again: again.secret.${field} != first.secret.${field}) (tail group));
       otherFile = unlike "file" (
         first: again:
-        at again "file" "is another file than agent ${first.agent.label} has for ${again.key}, ${first.secret.file}"
+        at again "file"
+          "is another file than agent ${first.agent.label} has for ${again.key}, ${first.secret.file}"
           "name the same file or rename one of the secrets; the variable of an env secret is set with variable"
       );
       otherName = unlike "name" (
@@ -247,9 +257,7 @@ let
         else if isFirst then
           [ (explain (elemAt group 1) (head group)) ]
         else
-          map (explain (head group)) (
-            filter (entry: entry.agent.label != (head group).agent.label) silent
-          );
+          map (explain (head group)) (filter (entry: entry.agent.label != (head group).agent.label) silent);
       byName = grouped entries;
     in
     concatMap otherFile byName
@@ -286,7 +294,12 @@ let
       ) agents;
       explain =
         rule:
-        { agent, i, entry, ... }:
+        {
+          agent,
+          i,
+          entry,
+          ...
+        }:
         error agent [ "publish" i ] entry.port rule "publish another port";
     in
     map (entry: explain "is ${hosts.${entry.key}}, ${entry.key}" entry) (
@@ -318,6 +331,8 @@ concatMap pinned agents
 ++ uniqueUids byUid
 ++ uniqueSubnets bySlot
 ++ uniqueBridges (keyed (agent: agent.identity.bridge) known)
-++ separateStateDirs (keyed (agent: agent.stateDir) (filter (agent: agent.stateDir != null) (firsts named)))
+++ separateStateDirs (
+  keyed (agent: agent.stateDir) (filter (agent: agent.stateDir != null) (firsts named))
+)
 ++ uniquePorts { inherit host speechPort; } (firsts named)
 ++ ownSecrets (firsts named)

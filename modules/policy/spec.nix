@@ -39,13 +39,16 @@ let
         "write a name like \"coding\" or \"web-search\""
       )
       (
-        satisfying (
-          value:
-          !elem value [
-            "audit"
-            "auditd"
-          ]
-        ) "is reserved: the audit daemon has the user hermes-auditd and the group hermes-audit" "choose another name"
+        satisfying
+          (
+            value:
+            !elem value [
+              "audit"
+              "auditd"
+            ]
+          )
+          "is reserved: the audit daemon has the user hermes-auditd and the group hermes-audit"
+          "choose another name"
       );
 
   # Docker's reference grammar (distribution/reference): [domain/]path[:tag][@digest].
@@ -110,12 +113,10 @@ let
     in
     also
       (also types.text (
-        satisfying (path: stringLength path <= 200 && matches "/var/lib(/${segment})+" path)
-          (
-            "must be an absolute path below /var/lib, of letters, digits and . _ - only,"
-            + " without . or .. or empty parts, at most 200 characters"
-          )
-          "write a path like /var/lib/hermes-coding"
+        satisfying (path: stringLength path <= 200 && matches "/var/lib(/${segment})+" path) (
+          "must be an absolute path below /var/lib, of letters, digits and . _ - only,"
+          + " without . or .. or empty parts, at most 200 characters"
+        ) "write a path like /var/lib/hermes-coding"
       ))
       (
         path:
@@ -132,15 +133,23 @@ let
   uid =
     let
       ranges = [
-        [ 400 60000 ]
-        [ 65536 524287 ]
-        [ 1879048192 2147483646 ]
+        [
+          400
+          60000
+        ]
+        [
+          65536
+          524287
+        ]
+        [
+          1879048192
+          2147483646
+        ]
       ];
       inRange = value: range: value >= head range && value <= builtins.elemAt range 1;
     in
-    satisfying (
-      value: isInt value && any (inRange value) ranges
-    ) "must be an integer in 400 to 60000, 65536 to 524287 or 1879048192 to 2147483646"
+    satisfying (value: isInt value && any (inRange value) ranges)
+      "must be an integer in 400 to 60000, 65536 to 524287 or 1879048192 to 2147483646"
       "leave it out for a derived uid";
 
   # Bytes, or a number with a unit; a unit is binary, as it is for Docker (k = 1024).
@@ -171,7 +180,14 @@ let
           most + 1
         else
           number * unit;
-      bytes = value: if isInt value then value else if isString value then parse value else null;
+      bytes =
+        value:
+        if isInt value then
+          value
+        else if isString value then
+          parse value
+        else
+          null;
     in
     value:
     let
@@ -286,7 +302,8 @@ let
     also
       (record "a secret" {
         name.type =
-          types.matching "[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}" "must be 1 to 64 letters, digits and . _ -, not . or - first"
+          types.matching "[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
+            "must be 1 to 64 letters, digits and . _ -, not . or - first"
             "write a name like \"openai-key\"";
         file.type = secretFile;
         as = {
@@ -308,7 +325,8 @@ let
       (
         value:
         if value.as == "file" && value.variable != null then
-          invalid value.variable "is of no use, because as = \"file\"" "set as = \"env\", or leave variable out"
+          invalid value.variable "is of no use, because as = \"file\""
+            "set as = \"env\", or leave variable out"
         else if value.as == "file" || value.variable != null then
           valid value
         else if (variableName value.name).errors != [ ] then
@@ -318,8 +336,7 @@ let
           valid (value // { variable = value.name; })
       );
 
-  settings = also (satisfying isAttrs
-    "must be an attribute set, the content of Hermes' config.yaml"
+  settings = also (satisfying isAttrs "must be an attribute set, the content of Hermes' config.yaml"
     "write { … }"
   ) types.json;
 

@@ -62,9 +62,9 @@ let
     also text (satisfying (matches pattern) rule fix);
   intBetween =
     low: high: what:
-    satisfying (
-      value: isInt value && value >= low && value <= high
-    ) "must be ${what}, an integer from ${toString low} to ${toString high}" "write it as a plain number in that range";
+    satisfying (value: isInt value && value >= low && value <= high)
+      "must be ${what}, an integer from ${toString low} to ${toString high}"
+      "write it as a plain number in that range";
   oneOf =
     choices:
     satisfying (
@@ -156,10 +156,13 @@ let
       in
       {
         value = listToAttrs (
-          map ({ name, result }: {
-            inherit name;
-            inherit (result) value;
-          }) (filter (entry: entry.result.errors == [ ]) results)
+          map (
+            { name, result }:
+            {
+              inherit name;
+              inherit (result) value;
+            }
+          ) (filter (entry: entry.result.errors == [ ]) results)
         );
         errors =
           concatMap unknown (filter (name: !(fields ? ${name})) (attrNames value))
