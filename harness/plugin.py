@@ -465,10 +465,10 @@ def _quiet_disk(machine: Machine) -> Iterator[None]:
     with suppress(HarnessError):
         machine.run("sync", timeout=20)
     with suppress(HarnessError):
-        machine.process.execute("stop")  # QEMU writes back its own caches when it stops a machine
+        machine.pause()  # QEMU writes back its own caches when it stops a machine
     yield
     with suppress(HarnessError):
-        machine.process.execute("cont")
+        machine.resume()
 
 
 @pytest.hookimpl(wrapper=True)
