@@ -47,6 +47,7 @@
           python.cryptography
           python.fastapi
           python.hypothesis
+          python.jinja2
           python.miniaudio
           python.msgspec
           python.numpy

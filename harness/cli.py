@@ -1,4 +1,4 @@
-"""The command line: ``harness verify | plan | image | secrets | shell | options | bench``.
+"""The command line: ``harness verify | report | plan | image | secrets | shell | options | bench``.
 
 Exit codes: 0 all is well, 1 a claim is broken or a secret's file is not in order, 2 it could not be tried (and why) or
 wrong usage.
@@ -26,7 +26,7 @@ from harness.nixpkgs import find_nixpkgs, options_page
 from harness.plugin import REPOSITORY, hijack_stage, ssh_command
 from harness.policy import Plan, evaluate_flake, reference_plan
 from harness.progress import step
-from harness.report import EXIT_UNTRIED, Collector, Verdict, print_verdict
+from harness.report import EXIT_UNTRIED, Collector, Verdict, describe_machine, print_verdict, read_verdict
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,6 +57,7 @@ FlakeOption = Annotated[
 JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write the result as JSON too; - is standard output.", metavar="FILE")
 ]
+HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write the result as a page too.", metavar="FILE")]
 CacheOption = Annotated[
     Path, typer.Option("--cache", envvar="TENTAFLAKE_CACHE", help="Where images and templates are kept.")
 ]
@@ -99,6 +100,7 @@ def verify(
     agents: AgentsOption = None,
     flake: FlakeOption = None,
     json_file: JsonOption = None,
+    html: HtmlOption = None,
     claim: Annotated[list[str] | None, typer.Option("--claim", help="Only this claim (may be repeated).")] = None,
     hijack: Annotated[
         bool, typer.Option("--hijack/--no-hijack", help="Have real Hermes agents attack too (unfinished).")
@@ -115,7 +117,7 @@ def verify(
 
     Exits 0 when every claim is held, 1 when one is broken, 2 when one could not be tried.
     """
-    started = time.monotonic()
+    began, started = time.time(), time.monotonic()
     for each in claim or []:
         find_claim(each)
     lab = Lab(settings(guest=guest, accel=accel, cache=cache))
@@ -150,14 +152,47 @@ def verify(
         guest=guest,
         accelerator={"accelerator": lab.accelerator.accelerator, "reason": lab.accelerator.reason},
         plan=plan.digest,
+        host=plan.host.name,
+        started=began,
+        machine=describe_machine(),
+        failures=collector.failed(),
     )
     if claim:
         verdict = msgspec.structs.replace(verdict, claims=[each for each in verdict.claims if each.id in claim])
-    print_verdict(Console(highlight=False, emoji=False, stderr=str(json_file) == "-"), verdict, collector)
+    print_verdict(Console(highlight=False, emoji=False, stderr=str(json_file) == "-"), verdict)
     write_json(json_file, verdict)
+    write_page(html, verdict)
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise HarnessError(f"the tests of the claims did not run to their end (pytest: {pytest.ExitCode(code).name})")
     raise typer.Exit(verdict.exit_code)
+
+
+def write_page(target: Path | None, verdict: Verdict) -> None:
+    """Write the page where ``--html`` says."""
+    if target is not None:
+        from harness.report.page import page_of
+
+        target.write_text(page_of(verdict), encoding="utf-8")
+
+
+@app.command()
+def report(
+    verdict_file: Annotated[Path, typer.Argument(help="What `harness verify --json` wrote.", metavar="JSON")],
+    html: HtmlOption = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Add a summary of the claims to this file.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Print a verdict again, or make a page of it: one file that needs no other, and no network."""
+    verdict = read_verdict(verdict_file)
+    write_page(html, verdict)
+    if markdown is not None:
+        from harness.report.summary import summary_of
+
+        with markdown.open("a", encoding="utf-8") as file:
+            file.write(summary_of(verdict))
+    if html is None and markdown is None:
+        print_verdict(Console(highlight=False, emoji=False), verdict)
 
 
 @app.command()

@@ -107,7 +107,7 @@ def test_a_mistyped_option_is_answered_with_the_right_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "verify", "plan", "image", "image show", "image build", "image prune", "shell", "bench"]
+    "command", ["", "verify", "report", "plan", "image", "image show", "image build", "image prune", "shell", "bench"]
 )
 def test_every_command_explains_itself(command: str) -> None:
     done = harness(*command.split(), "--help")
