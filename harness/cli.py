@@ -103,7 +103,7 @@ def verify(
     html: HtmlOption = None,
     claim: Annotated[list[str] | None, typer.Option("--claim", help="Only this claim (may be repeated).")] = None,
     hijack: Annotated[
-        bool, typer.Option("--hijack/--no-hijack", help="Have real Hermes agents attack too (unfinished).")
+        bool, typer.Option("--hijack/--no-hijack", help="Have real Hermes agents attack too, told to by their model.")
     ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Run the tests again too that take long and passed on the same host before.")

@@ -5,6 +5,7 @@ through each agent's own egress. Whatever else an agent's spec says holds here t
 """
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from harness.errors import HarnessError
 from harness.guests import addresses
 from harness.guests.peers import Network, Peer
 from harness.policy import Agent, Plan, evaluate_specs, host_of, specs_of
-from harness.probes import escape, model, network, prober, resident
+from harness.probes import escape, model, network, prober, resident, warm_hermes
 from harness.probes.attempts import Attacker, Attempt, Outcome, Seen, attackers, quote, run_attempts
 from harness.probes.hijack import Hijack, check_run, hijack_outcomes, one_shot, plan_hijack, script_of, settings
 from harness.probes.network import (
@@ -84,17 +85,51 @@ def idle(plan: Plan) -> Plan:
     return msgspec.structs.replace(plan, agents={name: changed(agent) for name, agent in plan.agents.items()})
 
 
-RESIDENT = Path(resident.__file__)
+RESIDENT, WARM = Path(resident.__file__), Path(warm_hermes.__file__)
+LOADING_TIMEOUT = 900
+"""Seconds to load Hermes' modules; a hundred times what it takes natively."""
 
 
 def build_stage(host: Machine, plan: Plan) -> None:
-    """All that listens for attackers over the network, and with every agent a resident and its token."""
+    """What listens for attackers over the network, and with every agent a resident with a token, and a warm Hermes."""
     build_scene(host, plan)
     for agent in plan.agents.values():
         token = f"{secrets.randbits(31):08x}"
         host.put(token.encode(), _token_path(agent), 0o600)
         leave = ["docker", "exec", agent.container.name, "python3", "-I", "-S", "-c", RESIDENT.read_text(), token]
         host.run(leave, timeout=120).check()
+    warm_up(host, plan)
+
+
+def warm_up(host: Machine, plan: Plan) -> None:
+    """Start Hermes with every agent up to where it would read its prompt: nine tenths of its time is loading modules.
+
+    Which, a conversation says that ends because there is no model yet.
+    """
+    first = next(iter(plan.agents.values())).container.name
+    hermes = ["/usr/local/bin/hermes", *one_shot("usage.json")]
+    done = host.run(["docker", "exec", first, "python3", "-X", "importtime", *hermes], timeout=LOADING_TIMEOUT)
+    modules = re.findall(r"^import time: +\d+ \| +\d+ \| +(\S+)$", done.stderr.decode(), re.MULTILINE)
+    if "run_agent" not in modules:
+        raise HarnessError(f"Hermes does not start: {(done.stderr or done.stdout)[-1000:].decode(errors='replace')}")
+    lines = []
+    for agent in plan.agents.values():
+        host.put(WARM.read_bytes(), f"{agent.state_dir}/warm_hermes.py")
+        host.put("\n".join(modules).encode(), f"{agent.state_dir}/modules")
+        host.put(START.format(arguments=" ".join(map(quote, hermes[1:]))).encode(), f"{agent.state_dir}/start.sh")
+        lines.append(f'docker exec {agent.container.name} sh start.sh & pids="$pids $!"')
+    lines.append("for pid in $pids; do wait $pid || exit; done")
+    host.run("\n".join(lines), timeout=LOADING_TIMEOUT).check()
+
+
+# In the agent's state directory. What is started says "ready", and "ended" when it has.
+START = """\
+rm -f usage.json
+mkfifo hermes.start hermes.said
+{{ python3 -P warm_hermes.py modules {arguments}; echo ended > hermes.said; }} < /dev/null > hermes.log 2>&1 &
+read -r said < hermes.said
+[ "$said" = ready ] || {{ cat hermes.log >&2; exit 1; }}
+"""
 
 
 def stage_builder(plan: Plan) -> Callable[[Machine], None]:
@@ -279,19 +314,15 @@ def converse(wires: Network, plan: Plan, hijack: Hijack) -> str:
     Raises ``HarnessError`` unless every one of them came to its end.
     """
     start_model(wires.internet, script_of(hijack))
-    lines = []
-    for name, agent in plan.agents.items():
-        file = quote(f"{agent.state_dir}/usage.json")
-        command = f"docker exec {agent.container.name} hermes {' '.join(map(quote, one_shot('usage.json')))}"
-        lines.append(f"{{ rm -f {file}; timeout {CONVERSATION_TIMEOUT} {command} > /run/said-{name} 2>&1; }} &")
-    lines.append("wait")
-    wires.host.run("\n".join(lines), timeout=CONVERSATION_TIMEOUT + 30).check()
+    states = [quote(agent.state_dir) for agent in plan.agents.values()]
+    lines = [f"{{ : > {state}/hermes.start; cat {state}/hermes.said > /dev/null; }} &" for state in states]
+    wires.host.run("\n".join([*lines, "wait"]), timeout=CONVERSATION_TIMEOUT)
     for name, agent in plan.agents.items():
         usage = wires.host.run(["cat", f"{agent.state_dir}/usage.json"]).stdout
         try:
             check_run(usage)
         except HarnessError as error:
-            said = wires.host.run(["tail", "-c", "1000", f"/run/said-{name}"]).text.strip()
+            said = wires.host.run(["tail", "-c", "1000", f"{agent.state_dir}/hermes.log"]).text.strip()
             raise HarnessError(f"{name}: {error}\n{said}") from None
     return wires.internet.run(["cat", TRANSCRIPT_PATH]).check().text
 

@@ -8,7 +8,7 @@ python3 modules/tts/tts_bench.py
 
 Two voices, unless --voice names one: "light", the stand-in of tone_voice.py, which costs next to nothing, so that what
 is measured is everything else; and "heavy", the same with products of matrices for each sentence (--work). A connection
-for each request. Times are medians.
+for each request. Medians over rounds, in each of which every subject has its turn.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -169,27 +169,27 @@ def memory(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
-def measure(subject: Subject, options: argparse.Namespace) -> dict[str, str]:
-    count = options.few if subject.name == "command" else options.requests
-    row = {}
+def measure(subject: Subject, count: int) -> dict[str, list[float]]:
+    """One round: of each column what was seen, in ms and requests a second."""
+    seen: dict[str, list[float]] = {}
     for name, text in TEXTS.items():
         subject.say(text)
         times = [subject.say(text) for _ in range(count)]
         first, total = (statistics.median(column) * 1000 for column in zip(*times, strict=True))
-        row[f"{name}: first byte, total (ms)"] = f"{first:.1f}, {total:.1f}"
+        seen[f"{name}: first byte, total (ms)"] = [first, total]
     if subject.name != "engine":
         for clients in CLIENTS:
-            row[f"{clients} clients (1/s)"] = f"{throughput(subject.say, clients, count):.1f}"
-    row["memory (MiB)"] = f"{memory(subject.pid):.0f}" if subject.pid else ""
-    return row
+            seen[f"{clients} clients (1/s)"] = [throughput(subject.say, clients, count)]
+    return seen
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--voice", type=Path, help="a model of Piper's instead of the stand-ins")
     parser.add_argument("--work", type=int, default=8, help="products of matrices for a sentence of the heavy voice")
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--few", type=int, default=5, help="requests of Piper's command line")
+    parser.add_argument("--requests", type=int, default=100, help="in a round")
+    parser.add_argument("--few", type=int, default=2, help="requests of Piper's command line in a round")
+    parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         if options.voice is not None:
@@ -198,15 +198,29 @@ def main() -> None:
             light = tone_voice.make(Path(directory) / "light", "light")
             models = [light, tone_voice.make(Path(directory) / "heavy", "heavy", work=options.work)]
         for model in models:
-            columns: list[str] = []
-            print(f"\n{model.stem}, load {os.getloadavg()[0]:.1f} before\n")
-            for subject in (engine, tentaflake, http, command):
-                with subject(model) as running_subject:
-                    row = measure(running_subject, options)
-                if not columns:
-                    columns = [*list(row)[:-1], *(f"{clients} clients (1/s)" for clients in CLIENTS), "memory (MiB)"]
-                    print("| |", " | ".join(columns), "|\n" + "|---" * (len(columns) + 1) + "|", flush=True)
-                print(f"| {running_subject.name} |", " | ".join(row.get(c, "") for c in columns), "|", flush=True)
+            print(f"\n{model.stem}, load {os.getloadavg()[0]:.1f} before\n", flush=True)
+            compare(model, options)
+
+
+def compare(model: Path, options: argparse.Namespace) -> None:
+    """All subjects run all the time and are asked in turn, so that what else the machine does meets all of them."""
+    with ExitStack() as stack:
+        subjects = [stack.enter_context(subject(model)) for subject in (engine, tentaflake, http, command)]
+        rounds: dict[str, list[dict[str, list[float]]]] = {subject.name: [] for subject in subjects}
+        for _ in range(options.rounds):
+            for subject in subjects:
+                count = options.few if subject.name == "command" else options.requests
+                rounds[subject.name].append(measure(subject, count))
+        columns = list(rounds["tentaflake"][0])
+        print("| |", " | ".join([*columns, "memory (MiB)"]), "|\n" + "|---" * (len(columns) + 2) + "|")
+        for subject in subjects:
+            cells = [_median([each[name] for each in rounds[subject.name] if name in each]) for name in columns]
+            cells.append(f"{memory(subject.pid):.0f}" if subject.pid else "")
+            print(f"| {subject.name} |", " | ".join(cells), "|", flush=True)
+
+
+def _median(rounds: list[list[float]]) -> str:
+    return ", ".join(f"{statistics.median(column):.1f}" for column in zip(*rounds, strict=True))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from harness.guests import speech
 from harness.guests.addresses import HOST, TAILNET_HOST
 from harness.guests.peers import Peer
+from harness.lab import Lab
 from harness.plugin import judge_outcomes
-from harness.policy import Agent, Plan
+from harness.policy import Agent, Plan, evaluate_specs, host_of, specs_of
 from harness.probes.attempts import Attacker, Attempt, Outcome, Seen, order, quote
 from harness.probes.network import gateways_of
 from harness.vm.machine import Machine
@@ -124,7 +126,7 @@ def test_bad_input_gets_an_error_and_good_input_still_speech(shared_machine: Mac
 # --- T3
 
 
-def from_container(machine: Machine, agent: Agent, addresses: list[str]) -> list[bool]:
+def from_container(machine: Machine, agent: Agent, addresses: Sequence[str]) -> list[bool]:
     """Which addresses answer a process in the agent's container."""
     asked = "wget -q -T 5 -O - {} 2> /dev/null | grep -q live && echo yes || echo no"
     files = [f"/tmp/spoke-{number}" for number in range(len(addresses))]
@@ -151,6 +153,27 @@ def test_containers_reach_it_as_granted(
     judge_outcomes(request, "be spoken to", outcomes)
 
 
+@claim("T3")
+@pytest.mark.recorded
+def test_a_grant_is_given_and_taken_away(machine: Machine, lab: Lab, plan: Plan, grants: Grants) -> None:
+    """While the host runs: the first agent that has one and the first that has none change places, and back again."""
+    if not grants.others:
+        pytest.skip("every agent of this host is granted the speech server")
+    pair = grants.granted[0], grants.others[0]
+    names = {agent.name for agent in pair}
+    specs = [spec | {"tts": not spec["tts"]} if spec["name"] in names else spec for spec in specs_of(plan)]
+    changed = lab.adapt(evaluate_specs(specs, host=host_of(plan)))
+
+    def heard() -> list[bool]:
+        return [any(from_container(machine, agent, gateways_of(agent))) for agent in pair]
+
+    assert heard() == [True, False]
+    lab.guest.activate(machine, changed)
+    assert heard() == [False, True]
+    lab.guest.roll_back(machine)
+    assert heard() == [True, False]
+
+
 CONNECT = """
 import socket, sys
 for address in sys.argv[2:]:
@@ -162,6 +185,13 @@ for address in sys.argv[2:]:
 """
 
 
+def take_the_rules_away(machine: Machine) -> None:
+    """And listen on port 9000: who reaches that has a way to the host."""
+    machine.run("systemctl stop tentaflake-guard.timer && nft delete table inet tentaflake").check()
+    machine.run("systemd-run --quiet python3 -m http.server --bind :: 9000").check()
+    machine.run("until ss -Hlnt sport = 9000 | grep -q .; do :; done", timeout=SLOW).check()
+
+
 def connects(machine: Peer | Machine, port: int, addresses: list[str]) -> list[bool]:
     found = machine.run(["python3", "-c", CONNECT, str(port), *addresses], timeout=SLOW).check().text
     return [word == "yes" for word in found.split()]
@@ -169,13 +199,14 @@ def connects(machine: Peer | Machine, port: int, addresses: list[str]) -> list[b
 
 @claim("T3")
 @pytest.mark.recorded
-def test_no_other_machine_reaches_it(machine: Machine, lan: Peer, tailnet: Peer, plan: Plan, grants: Grants) -> None:
+def test_no_other_machine_reaches_it(machine: Machine, lan: Peer, tailnet: Peer, grants: Grants) -> None:
     gateways = [gateway for agent in grants.granted for gateway in gateways_of(agent)]
     assert all(connects(machine, 5001, ["127.0.0.1", "::1"]))
-    for peer, own in ((lan, HOST.addresses), (tailnet, TAILNET_HOST)):
-        addresses = [*own, *gateways]
-        assert not any(connects(peer, 5001, addresses))
-        assert 22 not in plan.host.allowed_tcp_ports or all(connects(peer, 22, addresses[:2]))
+    ways = ((lan, HOST.addresses), (tailnet, TAILNET_HOST))
+    for peer, own in ways:
+        assert not any(connects(peer, 5001, [*own, *gateways]))
+    take_the_rules_away(machine)
+    assert all(all(connects(peer, 9000, list(own))) for peer, own in ways)  # the control: the way there is open
 
 
 @claim("T3")
@@ -183,9 +214,7 @@ def test_no_other_machine_reaches_it(machine: Machine, lan: Peer, tailnet: Peer,
 def test_without_a_firewall_nobody_else_reaches_it_either(machine: Machine, lan: Peer, grants: Grants) -> None:
     """It does not listen on other addresses, and its socket takes no packet from elsewhere."""
     addresses = [*HOST.addresses, *(gateway for agent in grants.granted for gateway in gateways_of(agent))]
-    machine.run("systemctl stop tentaflake-guard.timer && nft delete table inet tentaflake").check()
-    machine.run("systemd-run --quiet python3 -m http.server --bind :: 9000").check()
-    machine.run("until ss -Hlnt sport = 9000 | grep -q .; do :; done", timeout=SLOW).check()
+    take_the_rules_away(machine)
     assert all(connects(lan, 9000, addresses))  # the control: the way there is open
     assert not any(connects(lan, 5001, addresses))
     assert all(connects(machine, 5001, ["127.0.0.1", "::1"]))
