@@ -21,8 +21,9 @@ let
   inputs = {
     nixpkgs = {
       inherit lib;
-      legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (_: {
+      legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (system: {
         callPackage = _: _: (import ./packages.nix { inherit lib; }).docker;
+        stdenv.hostPlatform = lib.systems.elaborate system;
       });
     };
     agenix.nixosModules.default.options.agenix = lib.mkOption { default = "is here"; };
@@ -85,5 +86,5 @@ in
     "packages"
   ] (output: lib.attrNames flake.${output});
   packages = lib.attrNames flake.packages.x86_64-linux;
-  checks = lib.attrNames flake.checks.x86_64-linux;
+  checks = lib.mapAttrs (_: lib.attrNames) flake.checks;
 }

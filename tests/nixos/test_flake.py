@@ -128,7 +128,8 @@ def test_what_has_secrets_brings_agenix(outputs: dict[str, Any]) -> None:
 def test_both_systems_have_everything(outputs: dict[str, Any]) -> None:
     assert all(systems == ["aarch64-linux", "x86_64-linux"] for systems in outputs["perSystem"].values())
     assert {"default", "harness", "hermes-auditd", "hermes-image", "tentaflake-tts"} <= set(outputs["packages"])
-    assert {"hosts", "plan", "tests"} <= set(outputs["checks"])
+    assert all({"formatting", "hosts", "plan", "tests"} <= set(checks) for checks in outputs["checks"].values())
+    assert [system for system, checks in outputs["checks"].items() if "suite" in checks] == ["x86_64-linux"]
 
 
 def test_the_guest_is_a_host_with_a_way_in_for_the_harness(outputs: dict[str, Any]) -> None:
