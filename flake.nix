@@ -162,15 +162,34 @@
         agent-host-aarch64 = mkHost "aarch64-linux";
       };
 
-      packages = forEachSystem (pkgs: {
-        default = self.packages.${pkgs.stdenv.hostPlatform.system}.harness;
-        harness = mkProgram pkgs "harness" "harness";
-        hermes-auditd = pkgs.python3Packages.callPackage ./modules/auditd/package.nix { };
-        hermes-image = pkgs.callPackage ./modules/hermes-image.nix {
-          hermes-agent = hermes-agent.packages.${pkgs.stdenv.hostPlatform.system}.default;
-        };
-        tentaflake-tts = pkgs.python3Packages.callPackage ./modules/tts/package.nix { };
-      });
+      packages = forEachSystem (
+        pkgs:
+        let
+          inherit (pkgs.stdenv.hostPlatform) isx86_64 system;
+        in
+        {
+          default = self.packages.${system}.harness;
+          harness = mkProgram pkgs "harness" "harness";
+          hermes-auditd = pkgs.python3Packages.callPackage ./modules/auditd/package.nix { };
+          hermes-image = pkgs.callPackage ./modules/hermes-image.nix {
+            hermes-agent = hermes-agent.packages.${system}.default;
+          };
+          tentaflake-tts = pkgs.python3Packages.callPackage ./modules/tts/package.nix { };
+        }
+        // lib.optionalAttrs isx86_64 {
+          # What the harness boots for `--guest nixos`, with no agents yet.
+          guest-image =
+            (import ./harness/guests/nixos.nix {
+              tentaflake = self;
+              wanted = {
+                agents = [ ];
+                host = { };
+                secrets = null;
+                network = lib.importJSON ./harness/guests/files/lan.json;
+              };
+            }).image;
+        }
+      );
 
       apps = forEachSystem (pkgs: {
         verify = mkApp pkgs "verify" "harness verify" "Boot the reference host and attack it";

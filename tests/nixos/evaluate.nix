@@ -37,7 +37,7 @@ let
     inherit (config) assertions warnings networking;
     inherit (config.tentaflake) plan;
     inherit (config.users) users groups;
-    inherit (config.environment) etc;
+    etc = lib.mapAttrs (_: withValue) config.environment.etc;
     inherit (config.services) dnsmasq tailscale;
     inherit (config.systemd)
       slices
@@ -50,6 +50,9 @@ let
     inherit (config.virtualisation.oci-containers) backend containers;
     inherit (config) age;
   };
+
+  # What is written as JSON to a file of the store.
+  withValue = file: file // lib.optionalAttrs (file.source ? value) { json = file.source.value; };
 
   # The one option here that has no default upstream.
   withoutUnset =

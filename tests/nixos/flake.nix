@@ -45,13 +45,7 @@ let
       flake.nixosModules.default
       (repository + "/harness/guests/files/nixos.nix")
       {
-        _module.args.network = {
-          ipv4 = "192.168.50.1";
-          ipv6 = "fd00:50::1";
-          gateway4 = "192.168.50.2";
-          gateway6 = "fd00:50::2";
-          resolvers = "/etc/resolv.upstream";
-        };
+        _module.args.network = lib.importJSON (repository + "/harness/guests/files/lan.json");
         tentaflake.agents.coding = { };
         tentaflake.host.tailnetInterface = "tailscale0";
       }
@@ -85,6 +79,6 @@ in
     "formatter"
     "packages"
   ] (output: lib.attrNames flake.${output});
-  packages = lib.attrNames flake.packages.x86_64-linux;
+  packages = lib.mapAttrs (_: lib.attrNames) flake.packages;
   checks = lib.mapAttrs (_: lib.attrNames) flake.checks;
 }

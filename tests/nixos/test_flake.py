@@ -127,7 +127,9 @@ def test_what_has_secrets_brings_agenix(outputs: dict[str, Any]) -> None:
 
 def test_both_systems_have_everything(outputs: dict[str, Any]) -> None:
     assert all(systems == ["aarch64-linux", "x86_64-linux"] for systems in outputs["perSystem"].values())
-    assert {"default", "harness", "hermes-auditd", "hermes-image", "tentaflake-tts"} <= set(outputs["packages"])
+    programs = {"default", "harness", "hermes-auditd", "hermes-image", "tentaflake-tts"}
+    assert all(programs <= set(packages) for packages in outputs["packages"].values())
+    assert [system for system, packages in outputs["packages"].items() if "guest-image" in packages] == ["x86_64-linux"]
     assert all({"formatting", "hosts", "plan", "tests"} <= set(checks) for checks in outputs["checks"].values())
     assert [system for system, checks in outputs["checks"].items() if "suite" in checks] == ["x86_64-linux"]
 
