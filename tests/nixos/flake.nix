@@ -1,5 +1,9 @@
 # The flake's outputs with stand-ins for its inputs: nixpkgs' lib is real, and NixOS is what options.nix declares.
-{ nixpkgs, repository }:
+{
+  nixpkgs,
+  repository,
+  template, # the directory of the template's files, as somebody has them
+}:
 let
   lib = import (nixpkgs + "/lib") // {
     nixosSystem =
@@ -36,7 +40,7 @@ let
     in
     self;
   flake = call repository inputs;
-  template = call (repository + "/template") {
+  user = call (/. + template) {
     inherit (inputs) nixpkgs;
     tentaflake = flake;
   };
@@ -56,7 +60,10 @@ let
 in
 {
   inherit (flake) plans;
-  template = template.plans;
+  template = {
+    inherit (user) plans;
+    configurations = lib.mapAttrs (_: configured) user.nixosConfigurations;
+  };
   configurations = lib.mapAttrs (_: configured) flake.nixosConfigurations;
   platforms = lib.mapAttrs (_: host: host.config.nixpkgs.hostPlatform) flake.nixosConfigurations;
   guest = {
