@@ -162,22 +162,18 @@
         agent-host-aarch64 = mkHost "aarch64-linux";
       };
 
-      packages = forEachSystem (
-        pkgs:
+      packages =
         let
-          inherit (pkgs.stdenv.hostPlatform) isx86_64 system;
-        in
-        {
-          default = self.packages.${system}.harness;
-          harness = mkProgram pkgs "harness" "harness";
-          hermes-auditd = pkgs.python3Packages.callPackage ./modules/auditd/package.nix { };
-          hermes-image = pkgs.callPackage ./modules/hermes-image.nix {
-            hermes-agent = hermes-agent.packages.${system}.default;
-          };
-          tentaflake-tts = pkgs.python3Packages.callPackage ./modules/tts/package.nix { };
-        }
-        // lib.optionalAttrs isx86_64 {
-          # What the harness boots for `--guest nixos`, with no agents yet.
+          perSystem = forEachSystem (pkgs: {
+            default = self.packages.${pkgs.stdenv.hostPlatform.system}.harness;
+            harness = mkProgram pkgs "harness" "harness";
+            hermes-auditd = pkgs.python3Packages.callPackage ./modules/auditd/package.nix { };
+            hermes-image = pkgs.callPackage ./modules/hermes-image.nix {
+              hermes-agent = hermes-agent.packages.${pkgs.stdenv.hostPlatform.system}.default;
+            };
+            tentaflake-tts = pkgs.python3Packages.callPackage ./modules/tts/package.nix { };
+          });
+          # What the harness boots for `--guest nixos`, with no agents yet. Added by name: see forEachSystem.
           guest-image =
             (import ./harness/guests/nixos.nix {
               tentaflake = self;
@@ -188,8 +184,13 @@
                 network = lib.importJSON ./harness/guests/files/lan.json;
               };
             }).image;
-        }
-      );
+        in
+        perSystem
+        // {
+          x86_64-linux = perSystem.x86_64-linux // {
+            inherit guest-image;
+          };
+        };
 
       apps = forEachSystem (pkgs: {
         verify = mkApp pkgs "verify" "harness verify" "Boot the reference host and attack it";

@@ -561,5 +561,5 @@ def reason_of(done: subprocess.CompletedProcess[bytes]) -> str:
     message = re.split(r"^ *error: ", text, flags=re.MULTILINE)[-1]
     message = message.removesuffix("(use '--show-trace' to show detailed location information)").strip()
     if said := re.findall(r"^fatal: (.+)", text, flags=re.MULTILINE):  # git's own words, for which Nix has a number
-        message += f": {said[-1]}"
+        message += f": {said[0]}"
     return message or f"{done.args[0]} ended with status {done.returncode}"
