@@ -61,7 +61,9 @@ def _unlike(pattern: str, *besides: str) -> SearchStrategy[str]:
 
 def _no(*types: type) -> SearchStrategy[Any]:
     """Values of none of the types; never null, which many a field takes."""
-    junk = st.booleans() | st.integers(-9, 9) | st.just(2.5) | hostile() | st.just([]) | st.just({})
+    junk: SearchStrategy[Any] = (
+        st.booleans() | st.integers(-9, 9) | st.just(2.5) | hostile() | st.just([]) | st.just({})
+    )
     return junk.filter(lambda value: type(value) not in types)
 
 
@@ -82,7 +84,7 @@ def _secret_with(**fields: Any) -> list[Spec]:
     return [{"name": "wrong", "file": "wrong.age", **fields}]
 
 
-SIZES = r"(0|[1-9][0-9]{0,14})([kKmMgGtT]([iI]?[bB])?|[bB])?"
+SIZES = r"(0|[1-9][0-9]{0,15})([kKmMgGtT]([iI]?[bB])?|[bB])?"
 WRONG_SPECS = [
     Wrong("image", _no(str), "must be a string"),
     Wrong(
@@ -227,6 +229,12 @@ WRONG_SPECS = [
     ),
     Wrong("publish[0]", st.just(SPEECH_PORT), "the speech server's", _in_list),
     Wrong("publish[1]", st.integers(60000, 65535), "already published by agent", lambda value: [value, value]),
+    Wrong("image", st.sampled_from(["[00]/a" + DIGEST, "a/" * 120 + "a" + DIGEST]), "must"),
+    Wrong("cpus", st.integers(1000001, 1023999).filter(lambda n: n % 1000).map(lambda n: n / 1000), "in whole ones"),
+    Wrong("command[0]", st.just("x" * 100001), "at most 100000 bytes", _in_list),
+    Wrong("environment.A", st.just("ä" * 50001), "at most 100000 bytes", lambda value: {"A": value}),
+    Wrong("settings.a", st.sampled_from([0.1234567, 1e22, 1234567.5]), "to its last digit", lambda value: {"a": value}),
+    Wrong("settings.a", st.just("k" * 1001), "a key of at most 1000", lambda key: {"a": {key: None}}),
     Wrong("tts", _no(bool) | st.none(), "must be true or false"),
     Wrong("autoStart", _no(bool) | st.none(), "must be true or false"),
 ]
@@ -283,7 +291,7 @@ def mistakes(max_agents: int = 4) -> SearchStrategy[Mistake]:
             wrongly = {**spec, "name": name}
             return with_spec(wrongly, "name", "must be", f"agents[{index}]")
         if kind == "pair":
-            agents.append(draw(_second(agents[0], len(agents))))
+            agents.append(draw(_second(agents[0])))
             index = len(agents) - 1
             field, rule = agents[index].pop("clash")
             return with_spec(agents[index], field, rule)
@@ -299,9 +307,9 @@ def mistakes(max_agents: int = 4) -> SearchStrategy[Mistake]:
     return build()
 
 
-def _second(first: Spec, index: int) -> SearchStrategy[Spec]:
+def _second(first: Spec) -> SearchStrategy[Spec]:
     """An agent with something that is the first one's, and in ``clash`` the field and the rule."""
-    name = f"second-{index}"
+    name = "z" * 24  # an error between two agents is the one's whose name comes later
     state_dir = first.get("stateDir") or f"/var/lib/hermes-{first['name']}"
     choices: list[Spec] = [
         {"name": first["name"], "clash": ("name", "agents[0] has it too")},
@@ -323,5 +331,5 @@ def _second(first: Spec, index: int) -> SearchStrategy[Spec]:
 
 
 def _uid(spec: Spec) -> int:
-    [uid] = [value for key, value in identity_of(spec) if key == "uid"]  # type: ignore[misc, str-unpack]
+    [uid] = [value for key, value in identity_of(spec) if key == "uid"]
     return int(uid)

@@ -31,13 +31,19 @@ def _number(value: float) -> str:
 
 
 def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", key) and key not in KEYWORDS else _string(key)
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", key) and key not in KEYWORDS:
+        return key
+    text = _string(key)
+    return f"${{{text}}}" if text.startswith("(") else text
 
 
 KEYWORDS = ("assert", "else", "if", "in", "inherit", "let", "or", "rec", "then", "with")
 
 
 def _string(text: str) -> str:
+    """A string; one that a terminal or an editor would not keep is written in ASCII."""
+    if not re.sub(r"[\n\r\t]", "", text).isprintable():
+        return f"(builtins.fromJSON {_string(json.dumps(text))})"
     for plain, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"), ("${", "\\${")):
         text = text.replace(plain, escaped)
     return f'"{text}"'

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
@@ -21,6 +22,8 @@ from hypothesis.strategies import SearchStrategy
 Spec = dict[str, Any]
 Written = dict[str, Any]
 """A host as its owner writes it: ``agents``, a list of specs, and ``host``, its settings."""
+
+# A strategy is made once: hypothesis looks into each new one for longer than it draws from it.
 
 # ---- text
 
@@ -73,11 +76,13 @@ HOSTILE = [
 """What means something to a shell, systemd, nft, Nix, YAML, a template or a terminal."""
 
 
+@cache
 def hostile(max_size: int = 30) -> SearchStrategy[str]:
     """Free text: any character but NUL, the one that no string of Nix, no argument and no variable can hold."""
     return st.sampled_from(HOSTILE) | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=max_size)
 
 
+@cache
 def matching(pattern: str) -> SearchStrategy[str]:
     return st.from_regex(re.compile(pattern, re.ASCII), fullmatch=True)
 
@@ -91,18 +96,21 @@ DIGEST = "@sha256:" + "0" * 64
 SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,9}"
 
 
+@cache
 def names() -> SearchStrategy[str]:
     return matching(r"[a-z]([a-z0-9-]{0,22}[a-z0-9])?").filter(lambda name: name not in RESERVED_NAMES)
 
 
+@cache
 def variables() -> SearchStrategy[str]:
     return matching(r"[A-Za-z_][A-Za-z0-9_]{0,12}").filter(lambda name: name not in (*RESERVED_VARIABLES, "__toString"))
 
 
+@cache
 def images() -> SearchStrategy[str]:
     """References by digest, as Docker's grammar has them."""
     domain = matching(
-        r"(([A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9-]{0,5}[A-Za-z0-9])(\.[a-z0-9]{1,5}){1,2}|\[[0-9a-f:]{2,9}\])(:[0-9]{1,5})?"
+        r"(([A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9-]{0,5}[A-Za-z0-9])(\.[a-z0-9]{1,5}){1,2}|\[[0-9a-f]{0,4}:[0-9a-f:]{0,9}\])(:[0-9]{1,5})?"
     )
     path = matching(r"[a-z0-9]{1,6}((\.|_|__|-{1,2})[a-z0-9]{1,4}){0,2}(/[a-z0-9]{1,6}){0,2}")
     tag = matching(r":[A-Za-z0-9_][A-Za-z0-9_.-]{0,12}")
@@ -111,6 +119,7 @@ def images() -> SearchStrategy[str]:
     return parts.map("".join)
 
 
+@cache
 def sizes(least: int) -> SearchStrategy[int | str]:
     """Bytes from ``least`` to 1 PiB, as a number or as text with a unit."""
     units = {
@@ -132,14 +141,17 @@ def sizes(least: int) -> SearchStrategy[int | str]:
     return st.integers(least, most) | st.sampled_from([unit for unit in units if unit != "Gi"]).flatmap(written)
 
 
+@cache
 def uids() -> SearchStrategy[int]:
     return st.integers(400, 60000) | st.integers(65536, 524287) | st.integers(1879048192, 2147483646)
 
 
+@cache
 def cpus() -> SearchStrategy[int | float]:
-    return st.integers(1, 1024) | st.integers(10, 1024000).map(lambda thousandths: thousandths / 1000)
+    return st.integers(1, 1024) | st.integers(10, 999999).map(lambda thousandths: thousandths / 1000)
 
 
+@cache
 def json_values() -> SearchStrategy[Any]:
     """Data that JSON holds unchanged; numbers with a fraction have as many digits as any Nix keeps."""
     numbers = st.integers(-(2**63), 2**63 - 1) | st.integers(-99999, 99999).map(lambda number: number / 64).map(_short)
@@ -153,11 +165,13 @@ def _short(number: float) -> float:
     return float(f"{number:.6g}")
 
 
+@cache
 def keys() -> SearchStrategy[str]:
     """Keys of ``settings``: Nix takes a set with one of two names for something else."""
     return hostile().filter(lambda key: key not in ("outPath", "__toString"))
 
 
+@cache
 def networks() -> SearchStrategy[str]:
     """IPv4 and IPv6 networks in canonical form."""
 
@@ -178,6 +192,7 @@ ports = st.integers(1, 65535)
 protocols = st.sampled_from(["tcp", "udp"])
 
 
+@cache
 def egresses() -> SearchStrategy[Any]:
     destination = st.fixed_dictionaries(
         {"network": networks()},
@@ -208,6 +223,7 @@ def _disjoint(destinations: list[Spec]) -> list[Spec]:
     return [destination for _, destination in kept]
 
 
+@cache
 def specs() -> SearchStrategy[Spec]:
     """A spec with any of its fields; what must differ from agent to agent is as ``_told_apart`` reads it."""
     return st.fixed_dictionaries(
@@ -238,6 +254,7 @@ def specs() -> SearchStrategy[Spec]:
     )
 
 
+@cache
 def host_settings() -> SearchStrategy[dict[str, Any]]:
     """A host's own settings; agents publish ports from 10000 on, so here they are below."""
     low = st.lists(st.integers(1, 9999).filter(lambda port: port != SPEECH_PORT), max_size=3)
@@ -261,17 +278,18 @@ def host_settings() -> SearchStrategy[dict[str, Any]]:
 # ---- hosts
 
 
+@cache
 def hosts(min_agents: int = 1, max_agents: int = 200) -> SearchStrategy[Written]:
-    """Hosts that the policy takes. Of more than six agents, the seventh is as the first but for the name, and so on."""
+    """Hosts that the policy takes. Of many agents, most are as another but for what has to be their own."""
 
     @st.composite
     def build(draw: st.DrawFn) -> Written:
-        kinds = draw(st.lists(specs(), min_size=min(min_agents, 1), max_size=min(max_agents, 6)))
+        kinds = draw(st.lists(specs(), min_size=min(min_agents, 1), max_size=min(max_agents, 5)))
         count = len(kinds)
-        if len(kinds) == 6 or (kinds and count < min_agents):
-            count = draw(st.integers(max(min_agents, len(kinds)), max_agents))
+        if kinds and (count < min_agents or draw(st.booleans())):
+            count = draw(st.integers(max(min_agents, count), max_agents))
         agents: list[Spec] = []
-        taken: set[object] = set()
+        taken: set[tuple[str, str | int]] = set()
         for index in range(count):
             spec = _told_apart(index, kinds[index % len(kinds)], copy=index >= len(kinds))
             for again in range(1000):  # two names may come to one uid: one in ten thousand does
@@ -325,7 +343,7 @@ BASE = 1900000000
 SLOTS = 1 << 20
 
 
-def identity_of(spec: Spec) -> set[object]:
+def identity_of(spec: Spec) -> set[tuple[str, str | int]]:
     """What no other agent of the host may have: name, uid, number of the network, bridge (docs/agents.md)."""
     name, uid = spec["name"], spec.get("uid")
     if uid is None:
@@ -364,11 +382,13 @@ FIELDS = (
 SETTINGS = ("allowedTCPPorts", "allowedUDPPorts", "name", "secretsIdentity", "tailnetInterface")
 
 
+@cache
 def junk() -> SearchStrategy[Any]:
     """Any JSON, with numbers that no program counts to."""
     return json_values() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=5)
 
 
+@cache
 def hostile_hosts() -> SearchStrategy[Written]:
     """Hosts with junk and hostile text where anything may stand; hardly any of them is right."""
     spec = st.fixed_dictionaries(

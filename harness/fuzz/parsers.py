@@ -52,6 +52,8 @@ def nft_check(text: str) -> subprocess.CompletedProcess[str]:
 @cache
 def nft_obstacle() -> str | None:
     """Why nft cannot ask this kernel, if it cannot."""
+    if not shutil.which("nft"):
+        return "nft is not installed"
     done = nft_check("table inet t { chain c { type filter hook input priority 0; ct state new accept; }; }")
     return f"nft cannot ask this kernel: {done.stderr.strip()}" if done.returncode else None
 
@@ -102,8 +104,16 @@ def make_accounts(root: Path, sysusers: str, tmpfiles: str) -> tuple[dict[str, p
     return users, made
 
 
+def systemd_obstacle() -> str | None:
+    """Why systemd's programs cannot be asked, if they cannot."""
+    return None if shutil.which("systemd-analyze") else "there is no systemd"
+
+
 def accounts_obstacle() -> str | None:
-    return None if os.geteuid() == 0 else "only root can give a directory away"
+    """Why systemd cannot make users and directories below a root of its own, if it cannot."""
+    if os.geteuid():
+        return "only root can give a directory away"
+    return None if shutil.which("systemd-sysusers") and shutil.which("systemd-tmpfiles") else "there is no systemd"
 
 
 # ---- Docker

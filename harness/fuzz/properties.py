@@ -6,7 +6,8 @@ import itertools
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from ipaddress import ip_address, ip_network
@@ -27,12 +28,16 @@ Case = Any
 
 @dataclass(frozen=True)
 class Property:
-    """``text`` is what is promised; ``check`` raises ``AssertionError`` for a case that breaks it."""
+    """``text`` is what is promised; ``check`` raises ``AssertionError`` for a case that breaks it.
+
+    ``obstacle`` says why it cannot be tried on this machine, if it cannot.
+    """
 
     name: str
     text: str
     cases: SearchStrategy[Case]
     check: Callable[[Case], None]
+    obstacle: Callable[[], str | None]
 
 
 PROPERTIES: dict[str, Property] = {}
@@ -53,12 +58,14 @@ def written_of(case: Case) -> Written:
     return case.host if isinstance(case, Mistake) else case
 
 
-def holds(cases: SearchStrategy[Case]) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
+def holds(
+    cases: SearchStrategy[Case], obstacle: Callable[[], str | None] = lambda: None
+) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
     """Register a property; its name is the function's and its text the docstring's first line."""
 
     def register(check: Callable[[Case], None]) -> Callable[[Case], None]:
         text = (check.__doc__ or "").partition("\n")[0]
-        PROPERTIES[check.__name__] = Property(check.__name__, text, cases, check)
+        PROPERTIES[check.__name__] = Property(check.__name__, text, cases, check, obstacle)
         return check
 
     return register
@@ -104,7 +111,8 @@ def check_whole(plan: Plan) -> None:
             key=lambda subnet: int(subnet.network_address),
         )
         assert not any(one.overlaps(other) for one, other in itertools.pairwise(subnets))
-        assert all(subnet.subnet_of(ip_network(getattr(plan.routing.unreachable, family))) for subnet in subnets)
+        whole = ip_network(getattr(plan.routing.unreachable, family))
+        assert all(subnet[0] in whole and subnet[-1] in whole for subnet in subnets)
     paths = sorted(agent.state_dir.split("/") for agent in agents)
     assert not any(outer == inner[: len(outer)] for outer, inner in itertools.pairwise(paths)), "a state within another"
     assert plan.users.keys() == plan.groups.keys() == {agent.user for agent in agents}
@@ -125,10 +133,7 @@ ELEMENT = re.compile(r'^ +("h-[^"]*"|\d+)(?: \. .*?)?(?: comment ".*")?,?$', re.
 
 def check_firewall(plan: Plan) -> None:
     """Who is in which set follows from the plan, and no rule is of one agent (F2, F3, F4, F5)."""
-    sets = {
-        name: body
-        for name, body in re.findall(r"^set (\w+) \{\n(.*?)^\}", plan.nftables.content, re.DOTALL | re.MULTILINE)
-    }
+    sets = dict(re.findall(r"^set (\w+) \{\n(.*?)^\}", plan.nftables.content, re.DOTALL | re.MULTILINE))
     members = {name: ELEMENT.findall(body) for name, body in sets.items()}
     agents = plan.agents.values()
 
@@ -266,6 +271,18 @@ def order(host: Written) -> None:
     assert all(plan.to_json() == first.to_json() for plan in rest)
 
 
+@holds(hosts(min_agents=2, max_agents=20))
+def renamed(host: Written) -> None:
+    """Renaming an agent changes no other (U3)."""
+    first, *others = host["agents"]
+    before, after = plans(host, {**host, "agents": [{**first, "name": "renamed-of-late"}, *others]})
+    assert "renamed-of-late" in after.agents
+    for spec in others:
+        name = spec["name"]
+        assert before.agents[name] == after.agents[name]
+        assert own_files(before, name) == own_files(after, name)
+
+
 def plain(spec: dict[str, Any]) -> dict[str, Any]:
     """The spec with nothing in place of its free text."""
     return {name: value for name, value in spec.items() if name not in ("command", "environment", "settings")}
@@ -285,8 +302,8 @@ def free_text(host: Written) -> None:
 @holds(hosts(max_agents=6))
 def as_nix(host: Written) -> None:
     """Written as an agents.nix, a host is the same host."""
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
-        path = Path(directory) / "agents.nix"
+    with directory() as here:
+        path = here / "agents.nix"
         path.write_bytes(agents_nix(host).encode())
         assert evaluate(path, host=host["host"]).to_json() == plans(host)[0].to_json()
 
@@ -294,39 +311,62 @@ def as_nix(host: Written) -> None:
 # ---- who reads it in the end
 
 
-@holds(hosts(max_agents=5))
-def parsed(host: Written) -> None:
-    """systemd, nft, Docker, a shell and a YAML parser read from a generation what the plan says, and nothing else."""
+def texts(plan: Plan) -> dict[str, str]:
+    return {path: text for path, (_, text) in rendered(plan).items()}
+
+
+@contextmanager
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as path:
+        yield Path(path)
+
+
+@holds(hosts(max_agents=20), parsers.systemd_obstacle)
+def units(host: Written) -> None:
+    """systemd takes every unit, and of an agent's it reads what the plan says."""
     [plan] = plans(host)
-    files = {path: text for path, (_, text) in rendered(plan).items()}
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
-        read_by_systemd(Path(directory), plan, files)
-        for agent in plan.agents.values():
-            read_by_shell_and_docker(Path(directory) / agent.name, agent, files[f"agents/{agent.name}/start"])
-    if parsers.nft_obstacle() is None:
-        done = parsers.nft_check(files["nftables.nft"])
-        assert done.returncode == 0, f"nft: {done.stderr}"
-    assert json.loads(files["daemon.json"]) == plan.docker.settings
+    found = {path.removeprefix("units/"): text for path, text in texts(plan).items() if path.startswith("units/")}
+    with directory() as here:
+        parsers.verify_units(here / "units", found)
     for agent in plan.agents.values():
-        assert parsers.read_yaml(files[f"agents/{agent.name}/config.yaml"]) == json.loads(agent.config.content)
+        sections = re.findall(r"^\[(.*)\]$", found[f"{agent.service.name}.service"], re.MULTILINE)
+        assert sections == ["Unit", "Service"]
 
 
-def read_by_systemd(directory: Path, plan: Plan, files: dict[str, str]) -> None:
-    units = {path.removeprefix("units/"): text for path, text in files.items() if path.startswith("units/")}
-    parsers.verify_units(directory / "units", units)
-    obstacle = parsers.accounts_obstacle()
-    if obstacle is None:
-        users, made = parsers.make_accounts(directory / "root", files["sysusers.conf"], files["tmpfiles.conf"])
-        ours = {name: user for name, user in users.items() if name != "hermes-auditd"}
-        assert {name: (user.pw_uid, user.pw_gid, user.pw_dir, user.pw_shell) for name, user in ours.items()} == {
-            name: (user.uid, plan.groups[user.group].gid, user.home, user.shell) for name, user in plan.users.items()
-        }
-        assert made == {entry.path: f"{entry.mode} {entry.user} {entry.group}" for entry in plan.directories}
+@holds(hosts(max_agents=20), parsers.accounts_obstacle)
+def accounts(host: Written) -> None:
+    """systemd makes the users and the directories that the plan says, and no others."""
+    [plan] = plans(host)
+    files = texts(plan)
+    with directory() as here:
+        users, made = parsers.make_accounts(here / "root", files["sysusers.conf"], files["tmpfiles.conf"])
+    users.pop("hermes-auditd", None)
+    assert {name: (user.pw_uid, user.pw_gid, user.pw_dir, user.pw_shell) for name, user in users.items()} == {
+        name: (user.uid, plan.groups[user.group].gid, user.home, user.shell) for name, user in plan.users.items()
+    }
+    assert made == {entry.path: f"{entry.mode} {entry.user} {entry.group}" for entry in plan.directories}
 
 
-def read_by_shell_and_docker(directory: Path, agent: Agent, script: str) -> None:
-    directory.mkdir()
-    stage = parsers.Stage(directory)
+@holds(hosts(), parsers.nft_obstacle)
+def firewall(host: Written) -> None:
+    """nft takes the rules of any host."""
+    [plan] = plans(host)
+    done = parsers.nft_check(texts(plan)["nftables.nft"])
+    assert done.returncode == 0, f"nft: {done.stderr}"
+
+
+@holds(hosts(max_agents=4))
+def words(host: Written) -> None:
+    """Two shells read from a start script the words of the plan, and run nothing else."""
+    [plan] = plans(host)
+    files = texts(plan)
+    with directory() as here:
+        stage = parsers.Stage(here)
+        for agent in plan.agents.values():
+            check_words(stage, agent, files[f"agents/{agent.name}/start"])
+
+
+def check_words(stage: parsers.Stage, agent: Agent, script: str) -> None:
     commands = stage.run(script)
     assert commands == stage.run(script, shell="/bin/bash")
     assert [command[:2] for command in commands] == [
@@ -340,18 +380,32 @@ def read_by_shell_and_docker(directory: Path, agent: Agent, script: str) -> None
         ["docker", "run"],
     ]
     arguments = commands[-1][2:]
-    given = {word.removeprefix("--env=").partition("=")[0]: word for word in arguments if word.startswith("--env=")}
     tail = [agent.container.image, *agent.container.command]
-    assert arguments[len(arguments) - len(tail) :] == tail
-    variables = agent.container.environment
-    flags = arguments[: len(arguments) - len(tail)]
-    assert [word for word in flags if word.startswith("--env=")] == [
-        f"--env={n}={variables[n]}" for n in sorted(variables)
+    options = arguments[: len(arguments) - len(tail)]
+    assert arguments[len(options) :] == tail
+    variables = sorted(agent.container.environment.items())
+    assert [option for option in options if option.startswith("--env")] == [
+        f"--env={name}={text}" for name, text in variables
     ]
-    assert given.keys() >= variables.keys()
-    if parsers.docker_obstacle() is None:
-        complaint = parsers.docker_run_complaint(arguments)
+
+
+@holds(hosts(max_agents=4), parsers.docker_obstacle)
+def flags(host: Written) -> None:
+    """Docker's client takes every image and every flag."""
+    [plan] = plans(host)
+    for agent in json.loads(plan.to_json())["agents"].values():
+        complaint = parsers.docker_run_complaint(activate.run_arguments(agent))
         assert complaint is None, f"docker: {complaint}"
+
+
+@holds(hosts(max_agents=6))
+def configuration(host: Written) -> None:
+    """A YAML parser reads from config.yaml what was written, and a JSON parser from daemon.json."""
+    [plan] = plans(host)
+    files = texts(plan)
+    assert json.loads(files["daemon.json"]) == plan.docker.settings
+    for spec in host["agents"]:
+        assert parsers.read_yaml(files[f"agents/{spec['name']}/config.yaml"]) == spec.get("settings", {})
 
 
 # ---- hosts that are wrong
