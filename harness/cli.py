@@ -375,14 +375,17 @@ def fuzz(
     tests: Annotated[
         Path, typer.Option("--tests", help="Where a test is written for what is found.", metavar="DIR")
     ] = REPOSITORY / "tests" / "fuzz",
+    live: Annotated[bool, typer.Option("--live", help="Change, break and attack running machines instead.")] = False,
+    accel: AccelOption = DEFAULTS.accel,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
-    """Throw random hosts at the policy: each property in turn, until the time is up.
+    """Throw random hosts at the policy, until the time is up; or random changes, faults and attacks at running hosts.
 
     What breaks one is made small, printed as an agents.nix and written as a test. Exits 1 if anything was found.
     The cache keeps such hosts as a corpus that is tried first the next time.
     """
     from harness.fuzz import run
+    from harness.fuzz.live import template_of
     from harness.fuzz.properties import PROPERTIES
 
     for each in only or []:
@@ -390,9 +393,15 @@ def fuzz(
             raise HarnessError(f"there is no property {each}", hint=f"there are {', '.join(PROPERTIES)}")
     if not tests.is_dir():
         raise HarnessError(f"{tests} is no directory", hint="name one with --tests")
-    with step(f"fuzzing the policy for {minutes:g} min") as progress:
-        corpus = cache.expanduser().absolute() / "corpus"
-        report = run.fuzz(minutes, corpus, tests, progress, seed, only or [])
+    lab = Lab(settings(accel=accel, cache=cache))
+    if live:
+        template_of(lab)
+    with step(f"fuzzing {'running hosts' if live else 'the policy'} for {minutes:g} min") as progress:
+        corpus = lab.cache.root / "corpus"
+        if live:
+            report = run.fuzz_live(lab, minutes, corpus, tests, progress, seed)
+        else:
+            report = run.fuzz(minutes, corpus, tests, progress, seed, only or [])
     print_fuzzing(Console(highlight=False, emoji=False, stderr=str(json_file) == "-"), report)
     write_json(json_file, report)
     raise typer.Exit(1 if report.findings else 0)

@@ -6,13 +6,19 @@ import hashlib
 import pprint
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.reporting import with_reporter
+from hypothesis.stateful import run_state_machine_as_test
 
+from harness.fuzz.live import LiveHost, machine_of
+from harness.fuzz.live import Step as LiveStep
 from harness.fuzz.properties import PROPERTIES, Case, prove, written_of
+from harness.lab import Lab
 from harness.progress import Step
 
 ROUND = 20
@@ -119,6 +125,79 @@ def fuzz(
             path = write_regression(tests, trial.name, case)
             findings.append(Finding(trial.name, message, str(path)))
     return Report(number, round(time.monotonic() - started, 1), [trial.tried for trial in trials], findings)
+
+
+class TimeUp(KeyboardInterrupt):
+    """The one kind of exception that hypothesis lets through at once, shrinking or not."""
+
+
+def fuzz_live(lab: Lab, minutes: float, corpus: Path, tests: Path, progress: Step, number: int | None = None) -> Report:
+    """Change, break and attack forks of a running host for so long; see ``harness.fuzz.live``.
+
+    Once something is found, the rest of the time goes into making it small.
+    """
+    started = time.monotonic()
+    hosts: list[LiveHost] = []
+
+    def admit(host: LiveHost) -> None:
+        if time.monotonic() - started > minutes * 60:
+            raise TimeUp
+        hosts.append(host)
+        steps = sum(len(each.steps) for each in hosts)
+        progress.update(f"{len(hosts)} hosts, {steps} steps{', one is wrong' if any(h.error for h in hosts) else ''}")
+
+    machine = machine_of(lab, admit)
+    if number is not None:
+        seed(number)(machine)
+    options = settings(
+        max_examples=1_000_000,
+        stateful_step_count=STEPS,
+        deadline=None,
+        database=DirectoryBasedExampleDatabase(corpus / "live"),
+        phases=[Phase.reuse, Phase.generate, Phase.shrink],
+        report_multiple_bugs=False,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    with suppress(TimeUp, AssertionError), with_reporter(lambda text: None):
+        run_state_machine_as_test(machine, settings=options)
+    wrong = [host for host in hosts if host.error]
+    findings = []
+    if wrong:
+        host = min(wrong, key=lambda each: len(each.steps))
+        path = write_live_regression(tests, host.steps)
+        findings = [Finding("live", "\n".join([str(host.error), *getattr(host.error, "__notes__", [])]), str(path))]
+    seconds = round(time.monotonic() - started, 1)
+    steps = sum(len(host.steps) for host in hosts)
+    return Report(number, seconds, [Tried("live", LIVE, len(hosts), steps, seconds)], findings)
+
+
+STEPS = 4
+"""Changes, faults and attacks that a host sees."""
+LIVE = "After each step the kernel, Docker, nftables and systemd are as the plan says, and untouched agents run on."
+LIVE_TEST = '''"""Found by `harness fuzz --live`: steps that left a host wrong."""
+
+import pytest
+
+from harness.fuzz.live import replay
+from harness.lab import Lab
+
+STEPS = {steps}
+
+
+@pytest.mark.live
+def test_live_{digest}(lab: Lab) -> None:
+    replay(lab, STEPS)
+'''
+
+
+def write_live_regression(directory: Path, steps: list[LiveStep]) -> Path:
+    """A test file that fails until these steps leave the host as they should."""
+    text = pprint.pformat(steps, width=100, sort_dicts=False)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    path = directory / f"test_found_live_{digest}.py"
+    path.write_text(LIVE_TEST.format(steps=text, digest=digest))
+    return path
 
 
 TEST = '''"""Found by `harness fuzz`: a host that broke a property of the policy."""
