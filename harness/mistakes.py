@@ -234,7 +234,7 @@ WRONG_SPECS = [
     Wrong("command[0]", st.just("x" * 100001), "at most 100000 bytes", _in_list),
     Wrong("environment.A", st.just("ä" * 50001), "at most 100000 bytes", lambda value: {"A": value}),
     Wrong("settings.a", st.sampled_from([0.1234567, 1e22, 1234567.5]), "to its last digit", lambda value: {"a": value}),
-    Wrong("settings.a", st.just("k" * 1001), "a key of at most 1000", lambda key: {"a": {key: None}}),
+    Wrong(f'settings.a."{"k" * 59}…', st.just("k" * 1001), "a key of at most 1000", lambda key: {"a": {key: None}}),
     Wrong("tts", _no(bool) | st.none(), "must be true or false"),
     Wrong("autoStart", _no(bool) | st.none(), "must be true or false"),
 ]
