@@ -123,6 +123,7 @@ WRONG: dict[str, Callable[[Facts], None]] = {
     "other rules": put("firewall", "loaded", value=[]),
     "no routing rules": put("rules", value=[0]),
     "a unit that is down": put("units", "docker-hermes-a.service", value="inactive/dead"),
+    "no guard": put("units", "tentaflake-guard.timer", value="inactive/dead"),
     "a unit that has failed": put("units", "tentaflake-guard.service", value="failed/failed"),
 }
 
