@@ -233,6 +233,8 @@ WRONG_SPECS = [
     Wrong("cpus", st.integers(1000001, 1023999).filter(lambda n: n % 1000).map(lambda n: n / 1000), "in whole ones"),
     Wrong("command[0]", st.just("x" * 100001), "at most 100000 bytes", _in_list),
     Wrong("environment.A", st.just("ä" * 50001), "at most 100000 bytes", lambda value: {"A": value}),
+    Wrong("command", st.just(["x" * 99000] * 11), "at most 1000000 bytes"),
+    Wrong("environment", st.just({f"V{i}": "x" * 99000 for i in range(11)}), "at most 1000000 bytes"),
     Wrong("settings.a", st.sampled_from([0.1234567, 1e22, 1234567.5]), "to its last digit", lambda value: {"a": value}),
     Wrong(f'settings.a."{"k" * 59}…', st.just("k" * 1001), "a key of at most 1000", lambda key: {"a": {key: None}}),
     Wrong("tts", _no(bool) | st.none(), "must be true or false"),
