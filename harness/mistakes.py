@@ -89,7 +89,7 @@ WRONG_SPECS = [
     Wrong("image", _no(str), "must be a string"),
     Wrong(
         "image",
-        _unlike(r"(?!)", "Upper/case" + DIGEST, "a//b" + DIGEST, "a@sha256:00", "a" * 300 + DIGEST).filter(
+        _unlike(r"(?!)", "a/Upper" + DIGEST, "a//b" + DIGEST, "a@sha256:00", "a" * 300 + DIGEST).filter(
             lambda t: not re.fullmatch(r"[a-z0-9./_-]+", t)
         ),
         "image reference",

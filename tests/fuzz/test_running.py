@@ -8,6 +8,7 @@ import subprocess
 import sys
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
@@ -50,16 +51,18 @@ def test_what_breaks_a_property_is_made_small_kept_and_becomes_a_test(
     assert "pids = 4000;" in finding.message
     [path] = tmp_path.glob("test_found_broken_*.py")
     assert finding.file == str(path)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(compile(path.read_text(), path, "exec"), names)
-    assert names["CASE"] == {"agents": [{"name": "a", "pids": 4000}], "host": {}}
+    [spec] = names["CASE"]["agents"]
+    assert spec["pids"] == 4000
+    assert len(spec) <= 4  # hypothesis makes it small, not always the smallest
     with pytest.raises(AssertionError, match="too many processes"):
         prove(broken, names["CASE"])
 
     tried.clear()
     again = run.fuzz(5, tmp_path / "corpus", tmp_path, Step("fuzzing"), only=[broken])
     assert again.findings == report.findings
-    assert tried[0] == names["CASE"]
+    assert tried[0] == names["CASE"]  # it is the corpus' first
 
 
 def test_a_seed_gives_the_same_hosts_again(tmp_path: Path, broken: str, tried: list[Written]) -> None:
