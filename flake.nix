@@ -61,6 +61,7 @@
           python.pytest
           python.pytest-testinfra
           python.pytest-xdist
+          python.pyyaml
           python.qemu-qmp
           python.rich
           python.schemathesis

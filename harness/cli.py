@@ -1,7 +1,7 @@
-"""The command line: ``harness verify | report | plan | image | secrets | shell | options | bench``.
+"""The command line: ``harness verify | report | plan | image | secrets | shell | options | fuzz | bench``.
 
-Exit codes: 0 all is well, 1 a claim is broken or a secret's file is not in order, 2 it could not be tried (and why) or
-wrong usage.
+Exit codes: 0 all is well, 1 a claim or a property is broken or a secret's file is not in order, 2 it could not be tried
+(and why) or wrong usage.
 """
 
 import json
@@ -397,6 +397,73 @@ def options(
 ) -> None:
     """The reference of the NixOS modules' options, in Markdown: what docs/options.md is."""
     print(options_page(find_nixpkgs(nixpkgs)), end="")
+
+
+@app.command()
+def fuzz(
+    minutes: Annotated[float, typer.Option("--minutes", min=0, help="How long to go on.")] = 5,
+    json_file: JsonOption = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Draw the same hosts each time, none of the corpus.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only this property (may be repeated).")] = None,
+    tests: Annotated[
+        Path, typer.Option("--tests", help="Where a test is written for what is found.", metavar="DIR")
+    ] = REPOSITORY / "tests" / "fuzz",
+    live: Annotated[bool, typer.Option("--live", help="Change, break and attack running machines instead.")] = False,
+    accel: AccelOption = DEFAULTS.accel,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
+    """Throw random hosts at the policy, until the time is up; or random changes, faults and attacks at running hosts.
+
+    What breaks one is made small, printed as an agents.nix and written as a test. Exits 1 if anything was found.
+    The cache keeps such hosts as a corpus that is tried first the next time.
+    """
+    from harness.fuzz import run
+    from harness.fuzz.live import template_of
+    from harness.fuzz.properties import PROPERTIES
+
+    for each in only or []:
+        if each not in PROPERTIES:
+            raise HarnessError(f"there is no property {each}", hint=f"there are {', '.join(PROPERTIES)}")
+    if not tests.is_dir():
+        raise HarnessError(f"{tests} is no directory", hint="name one with --tests")
+    lab = Lab(settings(accel=accel, cache=cache))
+    if live:
+        template_of(lab)
+    with step(f"fuzzing {'running hosts' if live else 'the policy'} for {minutes:g} min") as progress:
+        corpus = lab.cache.root / "corpus"
+        if live:
+            report = run.fuzz_live(lab, minutes, corpus, tests, progress, seed)
+        else:
+            report = run.fuzz(minutes, corpus, tests, progress, seed, only or [])
+    print_fuzzing(Console(highlight=False, emoji=False, stderr=str(json_file) == "-"), report)
+    write_json(json_file, report)
+    raise typer.Exit(1 if report.findings else 0)
+
+
+def print_fuzzing(console: Console, report: Any) -> None:
+    """What was tried, and in full what was found."""
+    for finding in report.findings:
+        console.print(f"[bold red]{finding.property}[/bold red]")
+        console.print(finding.message, markup=False, soft_wrap=True)
+        console.print(f"shown from now on by {finding.file}", markup=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for name in ("property", "hosts", "specs", "s", "what holds"):
+        table.add_column(name, justify="left" if name in ("property", "what holds") else "right", overflow="fold")
+    broken = {finding.property for finding in report.findings}
+    for tried in report.tried:
+        style = "red" if tried.property in broken else ""
+        row = (
+            tried.property,
+            str(tried.examples),
+            str(tried.specs),
+            f"{tried.seconds:.0f}",
+            tried.obstacle or tried.text,
+        )
+        table.add_row(*row, style=style)
+    console.print(table)
+    console.print(f"{report.seconds:.0f} s, {len(report.findings)} found")
 
 
 @app.command()

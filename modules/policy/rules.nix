@@ -91,6 +91,27 @@ let
     map (explain "is set in environment too") (filter (entry: environment ? ${entry.key}) entries)
     ++ clashes entries (first: explain "is the variable of secrets[${toString first.i}] too");
 
+  # All of it is on one command line, for which Linux has 2 MiB (execve(2)).
+  startable =
+    agent:
+    let
+      size = builtins.foldl' (sum: text: sum + builtins.stringLength text) 0;
+      sizes = {
+        command = size (agent.spec.command or [ ]);
+        environment = size (attrValues (agent.spec.environment or { }));
+      };
+      larger = if sizes.command > sizes.environment then "command" else "environment";
+    in
+    if sizes.command + sizes.environment <= 1000000 then
+      [ ]
+    else
+      [
+        (error agent [ larger ] agent.spec.${larger}
+          "must have at most 1000000 bytes, command and environment together, as Linux takes no longer command line"
+          "put it in files in the state directory"
+        )
+      ];
+
   # Two destinations overlap when the same packet fits both. Sorted by address, a network that overlaps any other
   # overlaps its neighbour, since networks nest or are disjoint.
   disjointEgress =
@@ -324,6 +345,7 @@ let
   bySlot = keyed (agent: toString agent.identity.slot) (firsts byUid);
 in
 concatMap pinned agents
+++ concatMap startable agents
 ++ concatMap distinctSecrets agents
 ++ concatMap distinctVariables agents
 ++ concatMap disjointEgress agents

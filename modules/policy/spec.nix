@@ -55,12 +55,21 @@ let
   image =
     let
       label = "([A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9-]*[A-Za-z0-9])";
-      domain = "(${label}(\\.${label})*|\\[[0-9a-fA-F:]+])(:[0-9]+)?";
+      # Without a colon or a dot Docker takes what is in front for a part of the path.
+      domain = "(${label}(\\.${label})*|\\[[0-9a-fA-F]*:[0-9a-fA-F:]*])(:[0-9]+)?";
       component = "[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*";
       reference = "(${domain}/)?${component}(/${component})*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?";
     in
-    types.matching reference "must be an image reference as Docker reads it"
-      "write repo@sha256:<64 hex digits>";
+    also
+      (types.matching reference "must be an image reference as Docker reads it"
+        "write repo@sha256:<64 hex digits>"
+      )
+      (
+        # Docker's limit is 255 with "docker.io/library/" in front.
+        satisfying (
+          value: stringLength (head (match "([^@]*).*" value)) <= 237
+        ) "must have at most 237 characters before its digest" "choose a shorter name"
+      );
 
   # Set by the host for every agent: a spec that could change them could make an agent pass for another.
   reservedVariables = [
@@ -88,7 +97,7 @@ let
     let
       named = variableName variable;
     in
-    if named.errors != [ ] then named else types.text value
+    if named.errors != [ ] then named else types.argument value
   );
 
   # Directories below /var/lib that belong to somebody else.
@@ -168,7 +177,7 @@ let
       parse =
         text:
         let
-          wellFormed = matches "(0|[1-9][0-9]{0,14})([kKmMgGtT]([iI]?[bB])?|[bB])?" text;
+          wellFormed = matches "(0|[1-9][0-9]{0,15})([kKmMgGtT]([iI]?[bB])?|[bB])?" text;
           found = if wellFormed then match "([0-9]+)(.?).*" (lower text) else null;
           # "512b" and "512" are bytes.
           unit = units.${builtins.elemAt found 1} or 1;
@@ -213,11 +222,12 @@ let
       (isInt value || isFloat value)
       && value >= 0.01
       && value <= 1024
+      && (value < 1000 || whole * 1.0 == value * 1.0) # Nix 2.8 writes six digits
       && thousandths / 1000.0 == value * 1.0
     then
       valid (if whole * 1.0 == value * 1.0 then whole else value)
     else
-      invalid value "must be a number of CPUs from 0.01 to 1024, in steps of 0.001"
+      invalid value "must be a number of CPUs from 0.01 to 1024, in steps of 0.001, and from 1000 in whole ones"
         "write a number like 0.5 or 2";
 
   protocol = types.oneOf [
@@ -346,7 +356,7 @@ record "an agent spec" {
   name.type = name;
   image = field (nullOr image) null;
   allowMutableImage = field types.bool false;
-  command = field (listOf "strings" types.text) [ ];
+  command = field (listOf "strings" types.argument) [ ];
   environment = field environment { };
   settings = field settings { };
   secrets = field (listOf "secrets" secret) [ ];

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from harness.fuzz.parsers import Stage
 from harness.guests import activate
 from harness.nixpkgs import EVALUATE
 from harness.policy import REPOSITORY, evaluate_specs, reference_plan, run_nix
 from tests.nixos.support import Configuration, Evaluate, Host, docker_run, hosts, quick, script
-from tests.unit.test_activate import Stage
 
 
 @pytest.fixture(scope="module")
