@@ -63,12 +63,18 @@ def directories() -> dict[str, Any]:
     found = {}
     for path in [*Path("/var/lib").glob("hermes-*"), *Path("/etc/hermes").glob("*")]:
         status = path.stat()
-        strange = 0
-        for parent, names, files in os.walk(path):
-            owners = [Path(parent, name).lstat().st_uid for name in [*names, *files]]
-            strange += sum(owner != status.st_uid for owner in owners)
+        owners = [owner_of(Path(top, name)) for top, dirs, files in os.walk(path) for name in [*dirs, *files]]
+        strange = sum(owner not in (status.st_uid, None) for owner in owners)
         found[str(path)] = [f"{stat.S_IMODE(status.st_mode):04o}", status.st_uid, status.st_gid, strange]
     return found
+
+
+def owner_of(path: Path) -> int | None:
+    """None for what has just gone."""
+    try:
+        return path.lstat().st_uid
+    except FileNotFoundError:
+        return None
 
 
 def containers() -> dict[str, Any]:
@@ -128,16 +134,14 @@ def rules(listing: str) -> list[Any]:
 
 def plain(value: Any) -> Any:
     if isinstance(value, list):
-        items = [plain(item) for item in value]
-        return (
-            sorted(items, key=json.dumps) if all(isinstance(item, dict) and "elem" in item for item in items) else items
-        )
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {
-            key: [0, 0] if key == "counter" and item is not None else plain(item)
-            for key, item in value.items()
-            if key != "handle"
-        }
+        found = {key: plain(item) for key, item in value.items() if key != "handle"}
+        if isinstance(found.get("counter"), dict):
+            found["counter"] = {}
+        if isinstance(found.get("elem"), list):
+            found["elem"].sort(key=json.dumps)
+        return found
     return value
 
 

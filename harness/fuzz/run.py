@@ -164,9 +164,11 @@ def fuzz_live(lab: Lab, minutes: float, corpus: Path, tests: Path, progress: Ste
     wrong = [host for host in hosts if host.error]
     findings = []
     if wrong:
-        host = min(wrong, key=lambda each: len(each.steps))
+        host = min(
+            reversed(wrong), key=lambda each: len(each.steps)
+        )  # of two, hypothesis has made the later one simpler
         path = write_live_regression(tests, host.steps)
-        findings = [Finding("live", "\n".join([str(host.error), *getattr(host.error, "__notes__", [])]), str(path))]
+        findings = [Finding("live", f"{host.error}\nthe steps: {host.steps}", str(path))]
     seconds = round(time.monotonic() - started, 1)
     steps = sum(len(host.steps) for host in hosts)
     return Report(number, seconds, [Tried("live", LIVE, len(hosts), steps, seconds)], findings)

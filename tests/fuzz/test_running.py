@@ -6,20 +6,25 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 
 from harness.fuzz import run
+from harness.fuzz.live import FIRST, Live, LiveHost
 from harness.fuzz.properties import PROPERTIES, Property, prove
+from harness.lab import Lab
 from harness.mistakes import WRONG_SETTINGS, WRONG_SPECS
 from harness.nix_text import agents_nix, to_nix
 from harness.policy import REPOSITORY, PolicyError, evaluate_many
 from harness.progress import Step
-from harness.strategies import FIELDS, SETTINGS, Written, hosts
+from harness.strategies import FIELDS, SETTINGS, Spec, Written, hosts
 
 
 @pytest.fixture
@@ -135,3 +140,68 @@ def test_text_that_no_terminal_keeps_is_written_in_ascii() -> None:
     assert agents_nix({"agents": [{"name": "a", "cpus": 0.5}], "host": {}}) == (
         '[\n  {\n    name = "a";\n    cpus = 0.5;\n  }\n]\n'
     )
+
+
+class Pretended(LiveHost):
+    """A host without a machine, which is wrong once an agent was restarted and then killed."""
+
+    def __init__(self) -> None:
+        self.generations, self.current = [[], FIRST], 1
+        self.steps, self.error = [], None
+
+    def check(self, touched: Iterable[str]) -> None:
+        names = [name for name, _ in self.steps]
+        if "restart" in names and "kill" in names[names.index("restart") :]:
+            raise AssertionError("it is down")
+
+    def _switch(self, specs: list[Spec]) -> None:
+        self.generations.append(specs)
+        self.current = len(self.generations) - 1
+
+    def roll_back(self) -> list[str]:
+        self.current -= 1
+        return []
+
+    def reboot(self) -> list[str]:
+        return []
+
+    def _nothing(self, name: str) -> list[str]:
+        return []
+
+    def attack(self, claim: str) -> list[str]:
+        return []
+
+    restart = kill = fill = _nothing
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def machine_of(lab: Lab, admit: Callable[[LiveHost], None]) -> type[Live]:
+        def start(_: ExitStack) -> LiveHost:
+            host = Pretended()
+            admit(host)
+            return host
+
+        return type("LiveHere", (Live,), {"start": staticmethod(start)})
+
+    monkeypatch.setattr(run, "machine_of", machine_of)
+
+
+@pytest.mark.usefixtures("pretended")
+def test_steps_that_leave_a_host_wrong_are_made_few_and_become_a_test(tmp_path: Path) -> None:
+    report = run.fuzz_live(Mock(spec=Lab), 1, tmp_path / "corpus", tmp_path, Step("fuzzing"))
+    [finding] = report.findings
+    steps = [("restart", {"name": "a"}), ("kill", {"name": "a"})]
+    assert finding.message == f"it is down\nthe steps: {steps}"
+    names: dict[str, Any] = {}
+    exec(compile(Path(finding.file).read_text(), finding.file, "exec"), names)
+    assert names["STEPS"] == steps
+
+
+@pytest.mark.usefixtures("pretended")
+def test_the_time_is_up_when_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pretended, "check", lambda self, touched: None)
+    report = run.fuzz_live(Mock(spec=Lab), 0.02, tmp_path / "corpus", tmp_path, Step("fuzzing"))
+    assert report.findings == []
+    assert report.tried[0].examples >= 1
+    assert 1.2 <= report.seconds < 15
