@@ -84,6 +84,12 @@ def read_plan(agents: Path | None, flake: str | None) -> Plan:
     return evaluate_flake(flake) if flake else reference_plan(agents)
 
 
+def check_place(target: Path | None) -> None:
+    """That a file can be written there is known before what takes minutes; raises ``HarnessError``."""
+    if target is not None and str(target) != "-" and not target.parent.is_dir():
+        raise HarnessError(f"{target} cannot be written: there is no directory {target.parent}", hint="make it first")
+
+
 def write_json(target: Path | None, value: Any) -> None:
     """Write ``value`` where ``--json`` says."""
     if target is None:
@@ -120,6 +126,8 @@ def verify(
     began, started = time.time(), time.monotonic()
     for each in claim or []:
         find_claim(each)
+    for target in (json_file, html):
+        check_place(target)
     lab = Lab(settings(guest=guest, accel=accel, cache=cache))
     plan = read_plan(agents, flake)
     adapted = lab.adapt(plan)
@@ -185,6 +193,8 @@ def report(
 ) -> None:
     """Print a verdict again, or make a page of it: one file that needs no other, and no network."""
     verdict = read_verdict(verdict_file)
+    for target in (html, markdown):
+        check_place(target)
     write_page(html, verdict)
     if markdown is not None:
         from harness.report.summary import summary_of

@@ -194,7 +194,7 @@ def test_after_another_start_of_the_machine_it_is_tried_anew(
     cache: Cache, image: Image, trials: list[Guest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accelerator, "BOOT_ID", tmp_path / "boot_id")
-    verdicts: list[Any] = []
+    verdicts: list[str] = []
     for boot in ("first", "first", "second", "second"):
         (tmp_path / "boot_id").write_text(boot)
         if len(verdicts) in (0, 2):

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from _pytest.mark.expression import Expression, ExpressionMatcher
+from _pytest.mark.expression import Expression
 
 from tests.unit.support import REPOSITORY
 
@@ -71,22 +71,15 @@ def test_every_test_is_in_one_shard() -> None:
         assert groups == set(range(1, int(suite.split()[0]) + 1)), suite
 
 
-def test_every_marker_that_pytest_leaves_out_is_asked_for_somewhere() -> None:
+def test_every_marker_that_pytest_leaves_out_is_asked_for_where_it_is_used() -> None:
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
-    left_out = set(re.findall(r"not (\w+)", settings["addopts"][-1]))
-    assert left_out
-    asked = [Expression.compile(row["marks"]) for row in rows() if "marks" in row]
-    for mark in left_out:
-        assert any(each.evaluate(only(mark)) for each in asked), mark
-
-
-def only(mark: str) -> ExpressionMatcher:
-    """A test that has this marker and no other."""
-
-    def has(name: str, /, **_: str | int | bool | None) -> bool:
-        return name == mark
-
-    return has
+    asked = [(row["tests"].split(), Expression.compile(row["marks"])) for row in rows() if "marks" in row]
+    for mark in re.findall(r"not (\w+)", settings["addopts"][-1]):
+        files = [path for path in REPOSITORY.glob("tests/*/**/*.py") if f"pytest.mark.{mark}" in path.read_text()]
+        folders = {"/".join(path.relative_to(REPOSITORY).parts[:2]) for path in files}
+        assert folders
+        for folder in folders:
+            assert any(folder in tests and each.evaluate(mark.__eq__) for tests, each in asked), (folder, mark)
 
 
 def test_a_name_of_an_artefact_can_be_a_file() -> None:
