@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,10 +34,8 @@ LOGS = REPOSITORY / ".artifacts" / "mutants"
 
 
 @dataclass(frozen=True)
-class Test:
+class ClaimTest:
     """A test as far as the choice goes: ``machines`` are the fixtures that cost a machine."""
-
-    __test__ = False  # no test of pytest's
 
     id: str
     function: str
@@ -78,12 +77,12 @@ class Hunt(msgspec.Struct, frozen=True):
 class _Lister:
     """A pytest plugin that notes what is collected."""
 
-    tests: list[Test] = field(default_factory=list)
+    tests: list[ClaimTest] = field(default_factory=list)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
             self.tests.append(
-                Test(
+                ClaimTest(
                     item.nodeid,
                     getattr(item, "originalname", None) or item.name,
                     frozenset(marker.args[0] for marker in item.iter_markers("claim")),
@@ -101,10 +100,10 @@ OWN = ("machine", "network")
 """Fixtures that give each test a machine of its own."""
 
 
-def collect_tests() -> list[Test]:
+def collect_tests() -> list[ClaimTest]:
     """All tests of claims, as pytest finds them."""
     lister = _Lister()
-    quiet = ("--collect-only", "-q", "-p", "no:terminal", "-p", "no:cacheprovider")
+    quiet = ("--collect-only", "-p", "no:terminal", "-p", "no:cacheprovider")
     warnings = ("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning")
     code = pytest.main([*_pytest_arguments(), *quiet, *warnings, str(TESTS)], plugins=[lister])
     if code != pytest.ExitCode.OK:
@@ -119,7 +118,7 @@ def _pytest_arguments() -> list[str]:
     return [f"--rootdir={REPOSITORY}", "-c", str(REPOSITORY / "pyproject.toml")]
 
 
-def own_tests(mutant: Mutant, tests: Iterable[Test]) -> list[Test]:
+def own_tests(mutant: Mutant, tests: Iterable[ClaimTest]) -> list[ClaimTest]:
     """The tests of its claim that have to notice the mutant; raises ``HarnessError`` if there is none."""
     own = [test for test in tests if mutant.claim in test.claims]
     if unknown := set(mutant.tests) - {test.function for test in own}:
@@ -133,7 +132,7 @@ def own_tests(mutant: Mutant, tests: Iterable[Test]) -> list[Test]:
     return chosen
 
 
-def other_tests(own: Sequence[Test], tests: Iterable[Test]) -> list[Test]:
+def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[ClaimTest]:
     """The tests of other claims that look at the same machines, so that they cost next to nothing."""
     machines = frozenset[str]().union(*(test.machines for test in own)) - set(OWN)
     claims = frozenset[str]().union(*(test.claims for test in own))
@@ -166,7 +165,9 @@ def run_mutants(mutants: Sequence[Mutant], options: Sequence[str], workers: int)
             pool.shutdown(cancel_futures=True)
 
 
-def run_mutant(mutant: Mutant, own: Sequence[Test], others: Sequence[Test], options: Sequence[str]) -> MutantVerdict:
+def run_mutant(
+    mutant: Mutant, own: Sequence[ClaimTest], others: Sequence[ClaimTest], options: Sequence[str]
+) -> MutantVerdict:
     """Run a mutant's tests and those of others; what pytest says is kept in .artifacts/mutants."""
     started = time.monotonic()
     with TemporaryDirectory(prefix="mutant-") as directory, (LOGS / f"{mutant.id}.txt").open("wb") as log:
@@ -175,12 +176,13 @@ def run_mutant(mutant: Mutant, own: Sequence[Test], others: Sequence[Test], opti
             *(sys.executable, "-m", "pytest", "-p", "harness.plugin", "-p", "no:cacheprovider", *_pytest_arguments()),
             *(f"--vm-mutant={mutant.id}", f"--vm-outcomes={file}", *options, *(test.id for test in (*own, *others))),
         ]
-        process = subprocess.run(
-            command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=TIMEOUT, check=False
-        )
-        if process.returncode not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not file.exists():
-            raise HarnessError(f"the tests of mutant {mutant.id} did not run to their end", hint=f"look: {log.name}")
-        found = msgspec.json.decode(file.read_bytes(), type=dict[str, list[tuple[str, TestOutcome]]])
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=TIMEOUT, check=False
+            )
+        # Who did not come to an end has not written it: then all is untried.
+        text = file.read_bytes() if file.exists() else b"{}"
+        found = msgspec.json.decode(text, type=dict[str, list[tuple[str, TestOutcome]]])
     return judge(mutant, {test.id for test in own}, found, time.monotonic() - started)
 
 

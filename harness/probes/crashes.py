@@ -76,7 +76,7 @@ def crash(host: Host, agents: Mapping[str, Agent], what: str, agent: Agent | Non
     else:
         host.check_output(OF_THE_HOST[what])
         replaced = ["containerd"] if what == "containerd" else ["docker", *agents]
-    wait_replaced(host, agents, before, replaced, agent and agent.service.name)
+    wait_replaced(host, agents, before, replaced, agent.service.name if agent else None)
     ready()
     return Crash(what, agent.name if agent else None, before, look(host, agents))
 

@@ -67,7 +67,7 @@ class Verdict(msgspec.Struct, frozen=True):
         return EXIT_UNTRIED if "untried" in verdicts else EXIT_HELD
 
 
-@dataclass
+@dataclass(eq=False)  # pytest keeps its plugins in sets
 class Collector:
     """A pytest plugin that gathers what the tests of the claims found; ``progress`` is told after each test."""
 
