@@ -238,7 +238,7 @@ _mutant(
     "shell-with-capabilities",
     "U2",
     "A shell on the host may look into any process.",
-    InGuest(f'give_capability "$(command -v busybox)" {CAP_SYS_PTRACE}'),
+    InGuest(f'give_capability "$(command -v busybox)" {CAP_SYS_PTRACE} {CAP_DAC_READ_SEARCH}'),
 )
 _mutant(
     "signals-for-all",
@@ -261,12 +261,19 @@ _mutant(
 
 # --- directories
 
-_mutant("state-0755", "D1", "A's state directory is 0755.", InGuest('chmod 0755 "$a_state"'))
+_mutant(
+    "state-0755",
+    "D1",
+    "A's state directory is 0755.",
+    InGuest('chmod 0755 "$a_state"'),
+    tests=["test_state_directories_are_private_to_their_agents"],
+)
 _mutant(
     "foreign-file",
     "D1",
     "Root leaves a file of its own in A's state directory.",
     InGuest('mkdir -p "$a_state/a" && : > "$a_state/a/of-root"'),
+    tests=["test_all_in_a_state_directory_is_the_agents_after_use"],
 )
 _mutant("state-0777", "D2", "A's state directory is anybody's to use.", InGuest('chmod 0777 "$a_state"'))
 _mutant(
@@ -301,12 +308,35 @@ _mutant(
     option("--ipc=", "--ipc=host"),
     moment="before",
 )
+LIMITS = "test_the_kernel_holds_every_agent_to_its_limits"
 _mutant(
-    "no-pids-limit", "D4", "A may have any number of processes.", InGuest('echo max > "$(cgroup_of $a_uid)/pids.max"')
+    "no-pids-limit",
+    "D4",
+    "A may have any number of processes.",
+    InGuest('echo max > "$(cgroup_of $a_uid)/pids.max"'),
+    tests=[LIMITS],
 )
-_mutant("no-memory-limit", "D4", "A may have all memory.", InGuest('echo max > "$(cgroup_of $a_uid)/memory.max"'))
-_mutant("no-cpu-limit", "D4", "A may have all processors.", InGuest('echo max > "$(cgroup_of $a_uid)/cpu.max"'))
-_mutant("swap", "D4", "A may swap.", InGuest('echo max > "$(cgroup_of $a_uid)/memory.swap.max"'))
+_mutant(
+    "no-memory-limit",
+    "D4",
+    "A may have all memory.",
+    InGuest('echo max > "$(cgroup_of $a_uid)/memory.max"'),
+    tests=[LIMITS],
+)
+_mutant(
+    "no-cpu-limit",
+    "D4",
+    "A may have all processors.",
+    InGuest('echo max > "$(cgroup_of $a_uid)/cpu.max"'),
+    tests=[LIMITS],
+)
+_mutant(
+    "swap",
+    "D4",
+    "A may swap.",
+    InGuest('echo max > "$(cgroup_of $a_uid)/memory.swap.max"'),
+    tests=[LIMITS],
+)
 _mutant(
     "no-quota",
     "D4",
@@ -325,11 +355,13 @@ _mutant(
 
 # --- containers
 
+PRIVILEGES = "test_every_process_of_a_container_is_unprivileged"
 _mutant(
     "capabilities",
     "C1",
     "A's container keeps Docker's capabilities.",
     option("--cap-drop=ALL"),
+    tests=[PRIVILEGES],
     moment="before",
 )
 _mutant(
@@ -337,6 +369,7 @@ _mutant(
     "C1",
     "A's processes may gain privileges by a set-uid program.",
     option("--security-opt=no-new-privileges", "--security-opt=no-new-privileges=false"),
+    tests=["test_a_set_uid_program_gives_no_privilege"],
     moment="before",
 )
 _mutant(
@@ -344,19 +377,25 @@ _mutant(
     "C1",
     "No filter for A's system calls.",
     more_options("--security-opt=seccomp=unconfined"),
+    tests=[PRIVILEGES],
     moment="before",
 )
 _mutant(
     "root-in-container",
     "C1",
     "A process of A's container is root's.",
-    InGuest('docker exec --detach --user 0:0 "$a_container" sleep 600; until pgrep -u 0 -x sleep; do sleep 0.1; done'),
+    InGuest("""
+procs=$(cgroup_of $a_uid)/cgroup.procs; before=$(wc -l < "$procs")
+docker exec --detach --user 0:0 "$a_container" sleep 600
+until [ "$(wc -l < "$procs")" -gt "$before" ]; do :; done"""),
+    tests=[PRIVILEGES],
 )
 _mutant(
     "writable-root",
     "C2",
     "The root file system of A's container is writable.",
     InGuest('nsenter --target "$(pid_of $a_uid)" --mount -- mount -o remount,rw /'),
+    tests=["test_nothing_but_state_and_memory_is_mounted_writable"],
 )
 _mutant(
     "tmp-is-kept",
@@ -372,6 +411,7 @@ _mutant(
     InGuest("""unit_says "$a_unit" '[Service]' "ExecStartPre=/bin/rm -f $a_state/kept" """),
     moment="before",
 )
+MOUNTS = "test_nothing_of_the_host_is_mounted"
 _mutant(
     "docker-socket-mounted",
     "C4",
@@ -379,19 +419,28 @@ _mutant(
     InGuest("""
 touch "/proc/$(pid_of $a_uid)/root/tmp/docker.sock"
 inject_mount "$(pid_of $a_uid)" /run/docker.sock /tmp/docker.sock"""),
+    tests=[MOUNTS],
 )
-_mutant("docker-socket-open", "C4", "Anybody may use Docker's socket.", InGuest("chmod 0666 /run/docker.sock"))
+_mutant(
+    "docker-socket-open",
+    "C4",
+    "Anybody may use Docker's socket.",
+    InGuest("chmod 0666 /run/docker.sock"),
+    tests=["test_agent_cannot_use_the_hosts_sockets"],
+)
 _mutant(
     "host-directory",
     "C4",
     "A directory of the host's is mounted in A's container.",
     InGuest('mkdir "/proc/$(pid_of $a_uid)/root/tmp/log" && inject_mount "$(pid_of $a_uid)" /var/log /tmp/log'),
+    tests=[MOUNTS],
 )
 _mutant(
     "host-device",
     "C4",
     "The host's disk is a device in A's container.",
     InGuest('nsenter --target "$(pid_of $a_uid)" --mount -- mknod /dev/vda b 254 0'),
+    tests=["test_only_default_devices_are_there"],
 )
 _mutant(
     "mutable-image",
@@ -421,26 +470,46 @@ _mutant(
     "neighbour-dies-too",
     "C6",
     "When A crashes, so does B.",
-    InGuest("""unit_says "$a_unit" '[Service]' "ExecStopPost=/bin/sh -c 'kill -9 \\$(pgrep -o -u $b_uid)'" """),
+    InGuest("""unit_says "$a_unit" '[Service]' "ExecStopPost=/bin/sh -c 'kill -9 \\$\\$(pgrep -o -u $b_uid)'" """),
     tests=["test_a_killed_agent_restarts_and_its_neighbours_do_not_notice"],
 )
 
 # --- secrets
 
-_mutant("secret-0444", "S1", "A's secret is 0444.", InGuest('chmod 0444 "$a_secret"'))
-_mutant("secret-of-another", "S1", "A's secret is owned by B.", InGuest('chown "$b_uid" "$a_secret"'))
+_mutant(
+    "secret-0444",
+    "S1",
+    "A's secret is 0444.",
+    InGuest('chmod 0444 "$a_secret"'),
+    tests=["test_agent_cannot_read_the_secrets_of_others"],
+)
+_mutant(
+    "secret-of-another",
+    "S1",
+    "A's secret is owned by B.",
+    InGuest('chown "$b_uid" "$a_secret"'),
+    tests=["test_a_secret_is_for_its_agent_to_read_and_nobody_else"],
+)
 _mutant(
     "secrets-on-disk",
     "S1",
     "Secrets are decrypted to a disk.",
     InGuest("cp -a /run/agenix/. /var/lib/agenix && ln -sfn /var/lib/agenix /run/agenix"),
+    tests=["test_secrets_are_in_memory_only"],
 )
-_mutant("secrets-listed", "S1", "Anybody may list the secrets.", InGuest("chmod 0755 /run/agenix.d /run/agenix/."))
+_mutant(
+    "secrets-listed",
+    "S1",
+    "Anybody may list the secrets.",
+    InGuest("chmod 0755 /run/agenix.d /run/agenix/."),
+    tests=["test_agent_cannot_read_the_secrets_of_others"],
+)
 _mutant(
     "swapped-secrets",
     "S1",
-    "A gets the value of another secret.",
-    InGuest('chmod u+w "$a_secret"; cat "$z_secret" > "$a_secret"; chmod u-w "$a_secret"'),
+    "B gets the value of another secret.",
+    InGuest('cat "$z_secret" > "$b_secret"'),
+    tests=["test_every_agent_has_its_own_secrets"],
 )
 SEARCHED = "test_no_secret_is_in_what_the_host_keeps_and_tells"
 _mutant(
@@ -537,10 +606,8 @@ _mutant(
     "F2",
     "B is on A's bridge.",
     InGuest("""
-link=$(nsenter --target "$(pid_of $b_uid)" --net cat /sys/class/net/eth0/iflink)
-for path in /sys/class/net/veth*; do
-  [ "$(cat $path/ifindex)" != "$link" ] || ip link set "${path##*/}" master "$a_bridge"
-done"""),
+link=$(nsenter --target "$(pid_of $b_uid)" --net ip -o link show eth0 | sed 's/.*@if\\([0-9]*\\):.*/\\1/')
+ip link set "$(ip -o link | sed -n "s/^$link: \\([^@]*\\)@.*/\\1/p")" master $a_bridge"""),
 )
 _mutant(
     "host-open-to-agents",
@@ -606,12 +673,14 @@ _mutant(
     "F5",
     "A published port is reached from the LAN.",
     firewall('"iifname ${tailnetInterface} ct direction original', '"ct direction original'),
+    firewall('"oifname ${tailnetInterface} ${isReply} iifname', '"${isReply} iifname'),
 )
 _mutant(
-    "containers-open-to-the-tailnet",
+    "containers-open",
     "F5",
-    "The tailnet reaches every port of a container, past Docker's own rules.",
+    "Every port of a container is reached from outside, past Docker's own rules too.",
     firewall('"ct direction original counter drop"', '"ct direction original accept"'),
+    firewall('(refuse "F5: no other answers" "ct direction reply")', '"ct direction reply accept"'),
     InGuest(NO_DOCKER),
 )
 _mutant(
@@ -619,6 +688,7 @@ _mutant(
     "F6",
     "Nobody looks whether the table is still there.",
     InGuest("systemctl stop tentaflake-guard.timer"),
+    tests=["test_the_guard_is_called_every_half_minute"],
 )
 _mutant(
     "guard-blind",
@@ -656,6 +726,7 @@ _mutant(
     "N1",
     "All that comes from the tailnet is let in.",
     firewall(HOST_ITSELF, f'{HOST_ITSELF}\n      "iifname \\"tailscale0\\" accept"'),
+    tests=["test_only_what_is_granted_gets_through"],
 )
 _mutant(
     "tailnet-left-over",
@@ -663,6 +734,7 @@ _mutant(
     "A host that has left the tailnet keeps a rule for it.",
     InGuest("""
 nft 'table inet left { chain over { type filter hook input priority 10; iifname "tailscale0" accept; }; }'"""),
+    tests=["test_without_a_tailnet_no_rule_and_no_listener_is_left_for_it"],
 )
 
 # --- speech
@@ -767,6 +839,7 @@ _mutant(
     "A4",
     "Anybody may read the record.",
     InGuest("chmod 0755 /var/lib/hermes-auditd && chmod 0644 /var/lib/hermes-auditd/audit.db*"),
+    tests=["test_agent_cannot_reach_the_record_nor_the_daemon"],
 )
 _mutant(
     "audit-with-capabilities",
