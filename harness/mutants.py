@@ -4,6 +4,7 @@ A mutant acts in one place, or in two where a second defence would hide the firs
     InPolicy    other text in a copy of modules/policy, which the whole run then evaluates
     InPlan      another plan than the policy made
     InGuest     shell commands, as root in the running machine
+    InSources   other text in a copy of this repository
 
 ``harness.mutation`` does the deed and runs the tests; docs/writing-a-claim.md says how to write one.
 """
@@ -12,6 +13,7 @@ import difflib
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -43,7 +45,16 @@ class InGuest:
     commands: str
 
 
-Act = InPolicy | InPlan | InGuest
+@dataclass(frozen=True)
+class InSources:
+    """In ``file`` of a copy of this repository, from which the tests are then run, ``new`` in the place of ``old``."""
+
+    file: str
+    old: str
+    new: str
+
+
+Act = InPolicy | InPlan | InGuest | InSources
 Moment = Literal["running", "before"]
 
 
@@ -69,11 +80,8 @@ class Mutant:
     @property
     def places(self) -> str:
         """Where it acts."""
-        names = {InPolicy: "policy", InPlan: "plan", InGuest: "guest"}
+        names = {InPolicy: "policy", InPlan: "plan", InGuest: "guest", InSources: "sources"}
         return " and ".join(dict.fromkeys(names[type(act)] for act in self.acts))
-
-    def of(self, kind: type["InPolicy | InPlan | InGuest"]) -> list[Act]:
-        return [act for act in self.acts if isinstance(act, kind)]
 
 
 @dataclass
@@ -92,6 +100,17 @@ _mutant = _registry.add
 MUTANTS = _registry.mutants
 
 
+def patch(file: Path, act: InPolicy | InSources, mutant: Mutant) -> None:
+    """Put the new text in the place of the old; raises ``HarnessError`` if that does not stand there once."""
+    text = file.read_text()
+    if text.count(act.old) != 1:
+        raise HarnessError(
+            f"mutant {mutant.id}: {act.old!r} stands {text.count(act.old)} times in {act.file}",
+            hint="the text was changed: write in harness/mutants.py what is to be broken there now",
+        )
+    file.write_text(text.replace(act.old, act.new))
+
+
 def find_mutant(name: str) -> Mutant:
     """The mutant of that id; an unknown one says which are near."""
     if name not in MUTANTS:
@@ -102,8 +121,8 @@ def find_mutant(name: str) -> Mutant:
 
 
 def mutants_of(claims: Iterable[str]) -> list[Mutant]:
-    """The mutants of these claims; of all, if none is named."""
-    wanted = set(claims) or set(CLAIMS)
+    """The mutants of these claims; if none is named, of all that are not to come."""
+    wanted = set(claims) or {claim.id for claim in CLAIMS.values() if not claim.to_come}
     return [mutant for mutant in MUTANTS.values() if mutant.claim in wanted]
 
 
@@ -164,7 +183,13 @@ value = struct.pack("<5I", 0x02000001, mask & 0xffffffff, 0, mask >> 32, 0)
 os.setxattr(os.path.realpath(sys.argv[1]), "security.capability", value)' "$@"
 }
 """
-CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_KILL, CAP_SYS_PTRACE = 1, 2, 5, 19
+CAP_DAC_READ_SEARCH, CAP_KILL, CAP_SYS_PTRACE = 2, 5, 19
+ACTIVATE = "/usr/lib/tentaflake/activate.py"
+
+
+def replaced(file: str, old: str, new: str) -> str:
+    """A command that puts other text into a file of the guest."""
+    return f"replace {file} {shlex.quote(old)} {shlex.quote(new)}"
 
 
 # --- changes of a plan
@@ -554,9 +579,7 @@ _mutant(
     "starts-without-its-secret",
     "S3",
     "An agent whose secret cannot be decrypted is started all the same.",
-    InGuest(
-        "replace /usr/lib/tentaflake/activate.py 'echo {shlex.quote(why)} >&2; exit 1' 'echo {shlex.quote(why)} >&2'"
-    ),
+    InGuest(replaced(ACTIVATE, "echo {shlex.quote(why)} >&2; exit 1", "echo {shlex.quote(why)} >&2")),
     moment="before",
 )
 _mutant(
@@ -745,7 +768,7 @@ AUDIT, AUDIT_UNIT = "/usr/lib/tentaflake/auditd/hermes_auditd", "hermes-auditd.s
 
 def program(unit: str, file: str, old: str, new: str) -> InGuest:
     """Other text in a program of a service, which is started again."""
-    return InGuest(f"replace {file} {shlex.quote(old)} {shlex.quote(new)}\nsystemctl restart {unit}")
+    return InGuest(f"{replaced(file, old, new)}\nsystemctl restart {unit}")
 
 
 def settings(unit: str, *lines: str) -> InGuest:
@@ -868,4 +891,58 @@ _mutant(
         AUDIT_UNIT, f"{AUDIT}/writer.py", 'service.notify(f"STATUS=the record cannot be written: {error}")', "pass"
     ),
     tests=["test_a_full_disk_stops_no_agent_and_is_reported"],
+)
+
+# --- deployment
+
+SWITCHED = "[_text(here / path) for path in names]"
+_mutant(
+    "switch-restarts-all",
+    "X1",
+    "A switch restarts every agent.",
+    InGuest(replaced(ACTIVATE, f"return {SWITCHED}", f"return [str(number), *{SWITCHED}]")),
+    moment="before",
+)
+_mutant(
+    "rollback-forgets-the-rules",
+    "X2",
+    "A rollback leaves the firewall's table as it is.",
+    InGuest(replaced(ACTIVATE, 'run("systemctl", "reload-or-restart", "nftables.service")', "pass")),
+    tests=["test_a_rollback_brings_the_former_host_back_exactly"],
+)
+_mutant(
+    "failed-switch-stays",
+    "X2",
+    "A switch that has failed is not undone, then or later.",
+    InGuest(replaced(ACTIVATE, "def go_back() -> None:", "def go_back() -> None: return\ndef not_called() -> None:")),
+    tests=["test_a_switch_that_fails_leaves_the_former_host_in_charge"],
+)
+_mutant(
+    "removed-user-stays",
+    "X3",
+    "The user of a removed agent is still there.",
+    InGuest("""grep -q ^hermes-leaves: /etc/passwd ||
+echo 'hermes-leaves:x:1999999999:1999999999::/var/lib/hermes-leaves:/bin/sh' >> /etc/passwd"""),
+    tests=["test_a_removed_agent_has_no_user_and_cannot_log_in"],
+)
+_mutant(
+    "kept-state-open",
+    "X3",
+    "Anybody may look at what a removed agent has left.",
+    InGuest("[ ! -e /var/lib/hermes-leaves ] || chmod 0755 /var/lib/hermes-leaves"),
+    tests=["test_nobody_reaches_the_state_of_a_removed_agent"],
+)
+_mutant(
+    "plan-of-this-home",
+    "X4",
+    "The plan depends on who evaluates it.",
+    InSources("modules/policy/plan.nix", '"Hermes agent ${agent.name}"', '"Hermes agent in ${builtins.getEnv "HOME"}"'),
+    tests=["test_the_same_sources_give_the_same_plan_wherever_they_are"],
+)
+_mutant(
+    "unlocked-input",
+    "X4",
+    "An input of the flake is not locked by its hash.",
+    InSources("flake.lock", '"narHash": "sha256-9VnK6Oqai65puVJ4WYtCTvlJeXxMzAp/69HhQuTdl/I=",', ""),
+    tests=["test_every_input_is_locked_by_revision_and_hash"],
 )

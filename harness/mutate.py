@@ -1,9 +1,10 @@
-"""Runs mutants: each in a pytest of its own, on the tests that have to notice it and on those that cost nothing more.
+"""Runs mutants: each in a pytest of its own, on the tests that have to notice it and on some of other claims that cost little more.
 
 A mutant is *killed* when a test of its claim fails by an assertion, *untried* when none does and one of them came to no
 verdict (a control failed, the host did not come up), else it has *survived*, and the suite has a hole.
 """
 
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.errors import HarnessError
-from harness.mutants import Mutant
+from harness.mutants import InSources, Mutant, patch
 from harness.policy import REPOSITORY
 from harness.report import EXIT_BROKEN, EXIT_HELD, EXIT_UNTRIED, TestOutcome
 
@@ -105,7 +106,7 @@ def collect_tests() -> list[ClaimTest]:
     lister = _Lister()
     quiet = ("--collect-only", "-p", "no:terminal", "-p", "no:cacheprovider")
     warnings = ("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning")
-    code = pytest.main([*_pytest_arguments(), *quiet, *warnings, str(TESTS)], plugins=[lister])
+    code = pytest.main([*_pytest_arguments(REPOSITORY), *quiet, *warnings, str(TESTS)], plugins=[lister])
     if code != pytest.ExitCode.OK:
         raise HarnessError(f"the tests of the claims cannot be collected (pytest: {pytest.ExitCode(code).name})")
     return lister.tests
@@ -114,8 +115,8 @@ def collect_tests() -> list[ClaimTest]:
 TESTS = REPOSITORY / "tests" / "contract"
 
 
-def _pytest_arguments() -> list[str]:
-    return [f"--rootdir={REPOSITORY}", "-c", str(REPOSITORY / "pyproject.toml")]
+def _pytest_arguments(root: Path) -> list[str]:
+    return [f"--rootdir={root}", "-c", str(root / "pyproject.toml")]
 
 
 def own_tests(mutant: Mutant, tests: Iterable[ClaimTest]) -> list[ClaimTest]:
@@ -132,16 +133,23 @@ def own_tests(mutant: Mutant, tests: Iterable[ClaimTest]) -> list[ClaimTest]:
     return chosen
 
 
+BATCHES = frozenset({"attacked_machine", "attacked_network"})
+"""Machines on which all attacks are one batch, so that more of them cost little."""
+
+
 def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[ClaimTest]:
-    """The tests of other claims that look at the same machines, so that they cost next to nothing."""
+    """The tests of other claims that look at the same machines: of all claims where the attacks are one batch, else of
+    those that have the same letter."""
     machines = frozenset[str]().union(*(test.machines for test in own)) - set(OWN)
     claims = frozenset[str]().union(*(test.claims for test in own))
-    return [
-        test
-        for test in tests
-        if test.claims and not test.claims & claims and not test.is_recorded and test.machines
-        if test.machines <= machines
-    ]
+    letters = {claim[0] for claim in claims}
+
+    def is_cheap(test: ClaimTest) -> bool:
+        if test.is_recorded or not test.machines or not test.machines <= machines:
+            return False
+        return test.machines <= BATCHES or bool({claim[0] for claim in test.claims} & letters)
+
+    return [test for test in tests if test.claims and not test.claims & claims and is_cheap(test)]
 
 
 # --- running them
@@ -171,19 +179,32 @@ def run_mutant(
     """Run a mutant's tests and those of others; what pytest says is kept in .artifacts/mutants."""
     started = time.monotonic()
     with TemporaryDirectory(prefix="mutant-") as directory, (LOGS / f"{mutant.id}.txt").open("wb") as log:
-        file = Path(directory) / "outcomes.json"
+        root, file = sources_of(mutant, Path(directory)), Path(directory) / "outcomes.json"
         command = [
-            *(sys.executable, "-m", "pytest", "-p", "harness.plugin", "-p", "no:cacheprovider", *_pytest_arguments()),
+            *(sys.executable, "-m", "pytest", "-p", "harness.plugin", "-p", "no:cacheprovider"),
+            *_pytest_arguments(root),
             *(f"--vm-mutant={mutant.id}", f"--vm-outcomes={file}", *options, *(test.id for test in (*own, *others))),
         ]
         with suppress(subprocess.TimeoutExpired):
             subprocess.run(
-                command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=TIMEOUT, check=False
+                command, cwd=root, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=TIMEOUT, check=False
             )
         # Who did not come to an end has not written it: then all is untried.
         text = file.read_bytes() if file.exists() else b"{}"
         found = msgspec.json.decode(text, type=dict[str, list[tuple[str, TestOutcome]]])
     return judge(mutant, {test.id for test in own}, found, time.monotonic() - started)
+
+
+def sources_of(mutant: Mutant, directory: Path) -> Path:
+    """This repository, or a copy of it in ``directory`` if it is the mutant."""
+    acts = [act for act in mutant.acts if isinstance(act, InSources)]
+    if not acts:
+        return REPOSITORY
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "result*")
+    copy = Path(shutil.copytree(REPOSITORY, directory / "sources", ignore=ignored))
+    for act in acts:
+        patch(copy / act.file, act, mutant)
+    return copy
 
 
 Outcomes = Mapping[str, Sequence[tuple[str, TestOutcome]]]

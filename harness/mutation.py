@@ -13,10 +13,9 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
-from harness.errors import HarnessError
 from harness.guests import activate
 from harness.lab import Lab, Settings
-from harness.mutants import InGuest, InPlan, InPolicy, Mutant, script
+from harness.mutants import InGuest, InPlan, InPolicy, Mutant, patch, script
 from harness.policy import POLICY, Plan, policy_from
 from harness.probes.lifetime import TABLE_PATH
 from harness.vm.machine import Machine
@@ -27,8 +26,7 @@ COMMANDS_TIMEOUT = 300.0
 
 
 def patch_policy(mutant: Mutant, directory: Path) -> Path:
-    """A copy of modules/policy in ``directory``, with the mutant's other text; raises ``HarnessError`` where the old
-    text does not stand once."""
+    """A copy of modules/policy in ``directory``, with the mutant's other text."""
     copy = directory / "policy"
     copy.mkdir()
     for source in POLICY.iterdir():
@@ -37,14 +35,7 @@ def patch_policy(mutant: Mutant, directory: Path) -> Path:
         (directory / beside).symlink_to(POLICY.parent / beside)
     for act in mutant.acts:
         if isinstance(act, InPolicy):
-            file = copy / act.file
-            text = file.read_text()
-            if text.count(act.old) != 1:
-                raise HarnessError(
-                    f"mutant {mutant.id}: {act.old!r} stands {text.count(act.old)} times in modules/policy/{act.file}",
-                    hint="the policy was changed: write in harness/mutants.py what is to be broken there now",
-                )
-            file.write_text(text.replace(act.old, act.new))
+            patch(copy / act.file, act, mutant)
     return copy
 
 

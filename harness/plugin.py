@@ -268,6 +268,8 @@ def lab(pytestconfig: pytest.Config) -> Lab:
     lab = lab_of(pytestconfig)
     if reason := lab.guest.obstacle():
         pytest.skip(f"there is no {lab.guest.name} guest here: {reason}")
+    if isinstance(lab, MutatedLab):
+        plan_of(pytestconfig)  # a mutant is one of this plan, whatever other machines a test asks for
     return lab
 
 

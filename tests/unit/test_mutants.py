@@ -13,8 +13,8 @@ import pytest
 
 from harness.contract import CLAIMS, missing_mutants
 from harness.errors import HarnessError
-from harness.mutants import MUTANTS, InGuest, InPolicy, Mutant, find_mutant, mutants_of, script
-from harness.mutate import ClaimTest, Hunt, MutantVerdict, judge, other_tests, own_tests
+from harness.mutants import MUTANTS, InGuest, InPolicy, InSources, Mutant, find_mutant, mutants_of, script
+from harness.mutate import ClaimTest, Hunt, MutantVerdict, judge, other_tests, own_tests, sources_of
 from harness.mutation import change_plan, patch_policy
 from harness.policy import Plan, policy_from, reference_plan
 from tests.faults.support import run_pytest
@@ -50,14 +50,14 @@ def test_a_claim_without_a_mutant_is_named() -> None:
     assert missing_mutants(set(CLAIMS) - {"D2"}) == ["D2"]
 
 
-@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=lambda mutant: mutant.id)
+@pytest.mark.parametrize("mutant", mutants_of([]), ids=lambda mutant: mutant.id)
 def test_a_mutant_has_tests_of_its_claim_that_have_to_notice(mutant: Mutant) -> None:
     assert all(mutant.claim in test.claims for test in own_tests(mutant, all_tests()))
 
 
 @pytest.mark.parametrize(
     "mutant",
-    [mutant for mutant in MUTANTS.values() if mutant.places != "guest"],
+    [mutant for mutant in MUTANTS.values() if "policy" in mutant.places or "plan" in mutant.places],
     ids=lambda mutant: mutant.id,
 )
 def test_a_mutant_of_policy_or_plan_makes_another_plan(mutant: Mutant, tmp_path: Path) -> None:
@@ -78,6 +78,17 @@ def test_commands_for_the_guest_are_a_shell_script(mutant: Mutant) -> None:
             assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    "mutant", [mutant for mutant in MUTANTS.values() if mutant.places == "sources"], ids=lambda mutant: mutant.id
+)
+def test_a_mutant_of_the_sources_is_a_copy_of_them(mutant: Mutant, tmp_path: Path) -> None:
+    copy = sources_of(mutant, tmp_path)
+    assert (copy / "harness" / "mutants.py").read_bytes() == (REPOSITORY / "harness" / "mutants.py").read_bytes()
+    for act in mutant.acts:
+        assert isinstance(act, InSources)
+        assert (copy / act.file).read_text() != (REPOSITORY / act.file).read_text()
+
+
 def test_words_name_the_first_the_second_and_the_last_agent() -> None:
     text = script('echo "$a_name $b_name $z_name $a_secret"', sound_plan())
     said = subprocess.run(["sh"], input=text, text=True, capture_output=True, check=True).stdout
@@ -86,7 +97,7 @@ def test_words_name_the_first_the_second_and_the_last_agent() -> None:
 
 def test_text_that_is_no_longer_in_the_policy_is_named(tmp_path: Path) -> None:
     gone = replace(MUTANTS["lan-let-in"], acts=[InPolicy("firewall.nix", "no such text", "")])
-    with pytest.raises(HarnessError, match=r"'no such text' stands 0 times in modules/policy/firewall\.nix"):
+    with pytest.raises(HarnessError, match=r"'no such text' stands 0 times in firewall\.nix"):
         patch_policy(gone, tmp_path)
 
 
@@ -99,7 +110,8 @@ def test_a_mistyped_mutant_is_told_which_are_near() -> None:
 
 def test_mutants_are_found_by_claim() -> None:
     assert {mutant.claim for mutant in mutants_of(["D1", "D2"])} == {"D1", "D2"}
-    assert mutants_of([]) == list(MUTANTS.values())
+    to_come = {claim.id for claim in CLAIMS.values() if claim.to_come}
+    assert mutants_of([]) == [mutant for mutant in MUTANTS.values() if mutant.claim not in to_come]
 
 
 # --- which tests
@@ -111,11 +123,15 @@ def claim_test(name: str, claim: str, *machines: str, recorded: bool = False) ->
 
 QUICK = claim_test("test_quick", "D1", "shared_machine")
 SLOW = claim_test("test_slow", "D1", "machine", recorded=True)
-SAME_MACHINE = claim_test("test_same_machine", "C1", "shared_machine")
+SAME_MACHINE = claim_test("test_same_machine", "D2", "shared_machine")
+IN_A_BATCH, TOO = (claim_test(name, claim, "attacked_machine") for name, claim in (("test_a", "D3"), ("test_b", "S1")))
 TESTS = [
     QUICK,
     SLOW,
     SAME_MACHINE,
+    IN_A_BATCH,
+    TOO,
+    claim_test("test_of_another_letter", "C1", "shared_machine"),
     claim_test("test_other_machine", "F2", "attacked_network"),
     claim_test("test_own_machine", "C6", "machine"),
     claim_test("test_of_no_machine", "S2"),
@@ -136,8 +152,9 @@ def test_a_mutant_without_a_test_is_an_error() -> None:
         own_tests(MUTANT, [SLOW])
 
 
-def test_others_are_asked_that_look_at_the_same_machine() -> None:
+def test_others_are_asked_that_look_at_the_same_machine_and_cost_little() -> None:
     assert other_tests([QUICK], TESTS) == [SAME_MACHINE]
+    assert other_tests([IN_A_BATCH], TESTS) == [TOO]
     assert other_tests([SLOW], TESTS) == []
 
 
