@@ -1,4 +1,4 @@
-"""Runs mutants: each in a pytest of its own, on the tests that have to notice it and on some of other claims that cost little more.
+"""Runs mutants: each in a pytest of its own, on the tests that have to notice it and on cheap ones of other claims.
 
 A mutant is *killed* when a test of its claim fails by an assertion, *untried* when none does and one of them came to no
 verdict (a control failed, the host did not come up), else it has *survived*, and the suite has a hole.
