@@ -21,6 +21,7 @@ from harness.probes.lifetime import TABLE_PATH
 from harness.vm.machine import Machine
 from harness.vm.template import Template, derived_template
 
+COMMANDS = "/run/mutant.sh"
 COMMANDS_TIMEOUT = 300.0
 """Seconds; a mutant that restarts a container takes 10 to 20 under TCG."""
 
@@ -107,7 +108,9 @@ class MutatedLab(Lab):
     def _run_commands(self, machine: Machine, plan: Plan) -> None:
         for act in self.mutant.acts:
             if isinstance(act, InGuest):
-                machine.run(["sh", "-c", script(act.commands, plan)], timeout=COMMANDS_TIMEOUT).check()
+                machine.put(script(act.commands, plan).encode(), COMMANDS)
+                machine.run(["sh", COMMANDS], timeout=COMMANDS_TIMEOUT).check()
+                machine.run(["rm", COMMANDS]).check()
 
     def close(self) -> None:
         """Remove the templates of the broken host: nobody needs them again."""
