@@ -373,8 +373,8 @@ _mutant(
     "any-number-of-connections",
     "D4",
     "An agent may fill the host's table of connections.",
-    firewall("mostConnections = 1024;", "mostConnections = 3000;"),
-    firewall('"100/second burst 500 packets"', '"1000/second burst 3000 packets"'),
+    firewall("mostConnections = 1024;", "mostConnections = 1500;"),
+    firewall('"100/second burst 500 packets"', '"1000/second burst 2000 packets"'),
     tests=["test_a_flood_leaves_the_others_their_network"],
 )
 
@@ -419,7 +419,7 @@ _mutant(
     "writable-root",
     "C2",
     "The root file system of A's container is writable.",
-    InGuest('nsenter --target "$(pid_of $a_uid)" --mount -- /bin/mount -o remount,rw /'),
+    InGuest('nsenter --target "$(pid_of $a_uid)" --mount --pid -- /bin/mount -o remount,rw /'),
     tests=["test_nothing_but_state_and_memory_is_mounted_writable"],
 )
 _mutant(
