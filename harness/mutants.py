@@ -569,13 +569,6 @@ _mutant(
     tests=["test_no_secret_is_on_the_disk"],
 )
 _mutant(
-    "secret-in-the-journal",
-    "S2",
-    "A's secret is in the journal.",
-    InGuest('echo "key: $(cat "$a_secret")" | systemd-cat -t leak; journalctl --sync'),
-    tests=[SEARCHED],
-)
-_mutant(
     "starts-without-its-secret",
     "S3",
     "An agent whose secret cannot be decrypted is started all the same.",
@@ -657,7 +650,7 @@ _mutant(
     InPolicy("container.nix", 'if agent.egress == "none" then', 'if agent.egress == "nothing" then'),
     moment="before",
 )
-for name, network in (("private", "10.0.0.0/8"), ("metadata", "169.254.0.0/16"), ("carrier-grade", "100.64.0.0/10")):
+for name, network in (("private", "10.0.0.0/8"), ("metadata", "169.254.0.0/16")):
     _mutant(
         f"{name}-range",
         "F4",

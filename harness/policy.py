@@ -354,7 +354,7 @@ def policy_from(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _policies.remove(directory)
+        _policies.pop()
 
 
 def _the_plan(verdicts: Sequence[_Verdict]) -> Plan:

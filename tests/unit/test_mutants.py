@@ -16,7 +16,7 @@ from harness.errors import HarnessError
 from harness.mutants import MUTANTS, InGuest, InPolicy, InSources, Mutant, find_mutant, mutants_of, script
 from harness.mutate import ClaimTest, Hunt, MutantVerdict, judge, other_tests, own_tests, sources_of
 from harness.mutation import change_plan, patch_policy
-from harness.policy import Plan, policy_from, reference_plan
+from harness.policy import POLICY, Plan, policy_from, reference_plan
 from tests.faults.support import run_pytest
 from tests.unit.support import REPOSITORY
 
@@ -93,6 +93,15 @@ def test_words_name_the_first_the_second_and_the_last_agent() -> None:
     text = script('echo "$a_name $b_name $z_name $a_secret"', sound_plan())
     said = subprocess.run(["sh"], input=text, text=True, capture_output=True, check=True).stdout
     assert said == "coding research writer /run/agenix/coding-model-key\n"
+
+
+def test_the_sound_policy_can_be_had_in_the_middle_of_a_broken_one(tmp_path: Path) -> None:
+    with policy_from(patch_policy(MUTANTS["lan-let-in"], tmp_path)):
+        broken = reference_plan()
+        with policy_from(POLICY):
+            assert reference_plan() == sound_plan()
+        assert reference_plan() == broken != sound_plan()
+    assert reference_plan() == sound_plan()
 
 
 def test_text_that_is_no_longer_in_the_policy_is_named(tmp_path: Path) -> None:
