@@ -1,7 +1,7 @@
-"""The command line: ``harness verify | report | plan | image | secrets | shell | options | fuzz | bench``.
+"""The command line: `harness --help` lists what it does.
 
-Exit codes: 0 all is well, 1 a claim or a property is broken or a secret's file is not in order, 2 it could not be tried
-(and why) or wrong usage.
+Exit codes: 0 all is well, 1 a claim or a property is broken, a mutant survives or a secret's file is not in order, 2 it
+could not be tried (and why) or wrong usage.
 """
 
 import json
@@ -22,6 +22,8 @@ from harness import secrets as agefiles
 from harness.contract import find_claim
 from harness.errors import HarnessError
 from harness.lab import Lab, Settings, settings
+from harness.mutants import MUTANTS, find_mutant, mutants_of
+from harness.mutate import Hunt, list_table, print_hunt, run_mutants
 from harness.nixpkgs import find_nixpkgs, options_page
 from harness.plugin import REPOSITORY, hijack_stage, ssh_command
 from harness.policy import Plan, evaluate_flake, reference_plan
@@ -203,6 +205,54 @@ def report(
             file.write(summary_of(verdict))
     if html is None and markdown is None:
         print_verdict(Console(highlight=False, emoji=False), verdict)
+
+
+@app.command()
+def mutate(
+    claim: Annotated[
+        list[str] | None,
+        typer.Option("--claim", help="Only the mutants of this claim (may be repeated).", metavar="ID"),
+    ] = None,
+    mutant: Annotated[
+        list[str] | None, typer.Option("--mutant", help="Only this mutant (may be repeated).", metavar="ID")
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the mutants, and run none.")] = False,
+    json_file: JsonOption = None,
+    workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Mutants at once.")] = 2,
+    guest: GuestOption = DEFAULTS.guest,
+    accel: AccelOption = DEFAULTS.accel,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
+    """Break the reference host on purpose, in one way after the other, and see whether the tests notice.
+
+    Each break (a mutant) belongs to a claim. It is killed when a test of that claim fails by it, survives when none
+    does, and is untried when a control failed instead. Claims other than its own that break are listed; only tests
+    that look at the same machines anyway are asked.
+
+    Exits 0 when all are killed, 1 when one survives, 2 when one could not be tried. docs/writing-a-claim.md says how to
+    write one; `pytest --vm-mutant ID` runs any test on a broken host.
+    """
+    started = time.monotonic()
+    for each in claim or []:
+        find_claim(each)
+    named = [find_mutant(each) for each in mutant or []]
+    chosen = named + (mutants_of(claim or []) if claim or not named else [])
+    console = Console(highlight=False, emoji=False, stderr=str(json_file) == "-")
+    if listing:
+        console.print(list_table(chosen))
+        return
+    lab = Lab(settings(guest=guest, accel=accel, cache=cache))
+    lab.activated(lab.adapt(read_plan(None, None)))
+    options = [f"--vm-guest={guest}", f"--vm-accel={accel}", f"--vm-cache={cache}"]
+    done = []
+    with step(f"trying {len(chosen)} mutant{'' if len(chosen) == 1 else 's'}") as progress:
+        for verdict in run_mutants(chosen, options, workers):
+            done.append(verdict)
+            progress.update(f"{len(done)} of {len(chosen)}: {verdict.id} {verdict.outcome}")
+    hunt = Hunt(done, round(time.monotonic() - started, 1))
+    print_hunt(console, hunt, MUTANTS)
+    write_json(json_file, hunt)
+    raise typer.Exit(hunt.exit_code)
 
 
 @app.command()

@@ -24,6 +24,8 @@ from harness.errors import HarnessError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 POLICY = REPOSITORY / "modules" / "policy"
+_policies = [POLICY]
+"""The last one is what plans are evaluated with; see ``policy_from``."""
 
 Host = Mapping[str, Any]
 Spec = Mapping[str, Any]
@@ -346,6 +348,16 @@ def evaluate_specs(specs: Any, *, host: Host | None = None) -> Plan:
     return _the_plan(_check_data([data]))
 
 
+@contextmanager
+def policy_from(directory: Path) -> Iterator[None]:
+    """For the duration, plans are evaluated with the policy in another directory (but for those of a flake)."""
+    _policies.append(directory)
+    try:
+        yield
+    finally:
+        _policies.pop()
+
+
 def _the_plan(verdicts: Sequence[_Verdict]) -> Plan:
     [verdict] = verdicts
     plan = _decide(verdict)
@@ -535,7 +547,7 @@ def _check_data(hosts: Sequence[bytes]) -> list[_Verdict]:
 def _check(expression: str, arguments: Mapping[str, str]) -> list[_Verdict]:
     # A store that is not there: nothing is written, and no /nix and no daemon is needed.
     command = ["nix-instantiate", "--eval", "--strict", "--json", "--store", "dummy://", "--expr", expression]
-    for name, value in {"policy": str(POLICY), **arguments}.items():
+    for name, value in {"policy": str(_policies[-1]), **arguments}.items():
         command += ["--argstr", name, value]
     output = run_nix(command, subject=arguments.get("agents", "the agents"))
     return msgspec.json.decode(output, type=list[_Verdict])

@@ -119,7 +119,7 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-@dataclass
+@dataclass(eq=False)  # pytest keeps its plugins in sets
 class Collector:
     """A pytest plugin that gathers what the tests of the claims found; ``progress`` is told after each test."""
 
