@@ -220,6 +220,7 @@
       templates.default = {
         path = ./template;
         description = "A host with two agents";
+        welcomeText = "Write where you have tentaflake from into flake.nix; the rest is in its docs/nixos.md.";
       };
 
       formatter = forEachSystem (pkgs: pkgs.nixfmt-tree);

@@ -183,6 +183,12 @@ def test_secrets_are_the_same(configure: Evaluate, host: Host) -> None:
         owner = config["users"][secret["owner"]]["uid"], config["groups"][secret["group"]]["gid"]
         assert owner == activate.owner_of(plan, name)
         assert secret["mode"] == plan["secrets"][name]["mode"] == "0400"
+    for agent in plan["agents"].values():
+        condition = service(config, agent)["serviceConfig"].get("ExecCondition")
+        assert bool(condition) == bool(agent["secrets"]) == ("ExecCondition" in unit(activate.agent_unit(agent)))
+        for text in [script(condition), activate.condition_script(agent)] if condition else []:
+            paths = re.findall(r"/run/agenix/[\w.-]+", text)
+            assert set(paths) == {mounted["path"] for mounted in agent["secrets"]}
 
 
 @quick
