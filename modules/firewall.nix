@@ -19,6 +19,7 @@ let
 
   ip = lib.getExe' pkgs.iproute2 "ip";
   # ip-rule(8): agents' networks are no way to each other, with or without a firewall. The host's own way stays.
+  # systemd-networkd removes, whenever it starts, all rules that are not its own, but for the kernel's.
   routingRules =
     flag: network:
     let
@@ -26,11 +27,11 @@ let
     in
     [
       {
-        add = "${flag} rule add priority 4700 iif lo ${pair} lookup main";
+        add = "${flag} rule add priority 4700 iif lo ${pair} lookup main protocol kernel";
         del = "${flag} rule del priority 4700";
       }
       {
-        add = "${flag} rule add priority 4701 ${pair} prohibit";
+        add = "${flag} rule add priority 4701 ${pair} prohibit protocol kernel";
         del = "${flag} rule del priority 4701";
       }
     ];
