@@ -605,16 +605,14 @@ _mutant(
     "The host opens a port that its settings do not name.",
     firewall("ports = host.allowedTCPPorts;", "ports = host.allowedTCPPorts ++ [ 9000 ];"),
 )
-NO_AGENT = '"iifname \\"h-*\\" oifname \\"h-*\\""\n      )'
+NO_AGENT = '"iifname \\"h-*\\" oifname \\"h-*\\"")'
 NO_ROUTING = "for family in -4 -6; do ip $family rule del priority 4701; done\n"
 NO_DOCKER = "for tool in iptables ip6tables; do $tool -t raw -F; $tool -I DOCKER-USER -j ACCEPT; done\n"
 _mutant(
     "agents-forwarded",
     "F2",
     "Agents' packets are forwarded to agents: by the table, by the routing rules, and by Docker's.",
-    firewall(
-        NO_AGENT, '"iifname \\"none\\" oifname \\"none\\""\n      )\n      "iifname \\"h-*\\" oifname \\"h-*\\" accept"'
-    ),
+    firewall(NO_AGENT, '"iifname \\"none\\" oifname \\"none\\"")\n      "iifname \\"h-*\\" oifname \\"h-*\\" accept"'),
     InGuest(NO_ROUTING + NO_DOCKER),
 )
 _mutant(
