@@ -60,7 +60,6 @@ def test_what_breaks_a_property_is_made_small_kept_and_becomes_a_test(
     exec(compile(path.read_text(), path, "exec"), names)
     [spec] = names["CASE"]["agents"]
     assert spec["pids"] == 4000
-    assert len(spec) <= 4  # hypothesis makes it small, not always the smallest
     with pytest.raises(AssertionError, match="too many processes"):
         prove(broken, names["CASE"])
 
