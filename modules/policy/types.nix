@@ -197,12 +197,12 @@ let
                 invalid value "must be plain data, and a package is not" "write the text that you mean"
               else
                 attrsOf "JSON values" (
-                name: item:
-                if stringLength (toYaml name) > 1000 then
-                  invalid name "must be a key of at most 1000 characters, as JSON has it" "choose a shorter one"
-                else
-                  go (depth + 1) item
-              ) value;
+                  name: item:
+                  if stringLength (toYaml name) > 1000 then
+                    invalid name "must be a key of at most 1000 characters, as JSON has it" "choose a shorter one"
+                  else
+                    go (depth + 1) item
+                ) value;
             float =
               if match "-?[0-9]+(\\.[0-9]+(e[-+][0-9]+)?)?" (toJSON value) != null && fromJSON (toJSON value) == value then
                 valid value
