@@ -190,11 +190,13 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_steps_that_leave_a_host_wrong_are_made_few_and_become_a_test(tmp_path: Path) -> None:
     report = run.fuzz_live(Mock(spec=Lab), 1, tmp_path / "corpus", tmp_path, Step("fuzzing"))
     [finding] = report.findings
-    steps = [("restart", {"name": "a"}), ("kill", {"name": "a"})]
-    assert finding.message == f"it is down\nthe steps: {steps}"
     names: dict[str, Any] = {}
     exec(compile(Path(finding.file).read_text(), finding.file, "exec"), names)
-    assert names["STEPS"] == steps
+    steps = names["STEPS"]
+    assert finding.message == f"it is down\nthe steps: {steps}"
+    kinds = [kind for kind, _ in steps]
+    assert "kill" in kinds[kinds.index("restart") :]
+    assert len(steps) < run.STEPS  # hypothesis makes it small, not always the smallest
 
 
 @pytest.mark.usefixtures("pretended")
