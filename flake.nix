@@ -47,6 +47,7 @@
           python.cryptography
           python.fastapi
           python.hypothesis
+          python.jinja2
           python.miniaudio
           python.msgspec
           python.numpy
@@ -60,6 +61,7 @@
           python.pytest
           python.pytest-testinfra
           python.pytest-xdist
+          python.pyyaml
           python.qemu-qmp
           python.rich
           python.schemathesis
@@ -161,19 +163,41 @@
         agent-host-aarch64 = mkHost "aarch64-linux";
       };
 
-      packages = forEachSystem (pkgs: {
-        default = self.packages.${pkgs.stdenv.hostPlatform.system}.harness;
-        harness = mkProgram pkgs "harness" "harness";
-        hermes-auditd = pkgs.python3Packages.callPackage ./modules/auditd/package.nix { };
-        hermes-image = pkgs.callPackage ./modules/hermes-image.nix {
-          hermes-agent = hermes-agent.packages.${pkgs.stdenv.hostPlatform.system}.default;
+      packages =
+        let
+          perSystem = forEachSystem (pkgs: {
+            default = self.packages.${pkgs.stdenv.hostPlatform.system}.harness;
+            harness = mkProgram pkgs "harness" "harness";
+            hermes-auditd = pkgs.python3Packages.callPackage ./modules/auditd/package.nix { };
+            hermes-image = pkgs.callPackage ./modules/hermes-image.nix {
+              hermes-agent = hermes-agent.packages.${pkgs.stdenv.hostPlatform.system}.default;
+            };
+            tentaflake-tts = pkgs.python3Packages.callPackage ./modules/tts/package.nix { };
+          });
+          # What the harness boots for `--guest nixos`, with no agents yet. Added by name: see forEachSystem.
+          guest-image =
+            (import ./harness/guests/nixos.nix {
+              tentaflake = self;
+              wanted = {
+                agents = [ ];
+                host = { };
+                secrets = null;
+                network = lib.importJSON ./harness/guests/files/lan.json;
+              };
+            }).image;
+        in
+        perSystem
+        // {
+          x86_64-linux = perSystem.x86_64-linux // {
+            inherit guest-image;
+          };
         };
-        tentaflake-tts = pkgs.python3Packages.callPackage ./modules/tts/package.nix { };
-      });
 
       apps = forEachSystem (pkgs: {
         verify = mkApp pkgs "verify" "harness verify" "Boot the reference host and attack it";
-        test = mkApp pkgs "test" "pytest -p no:cacheprovider --rootdir=${self} ${self}/tests" "Run the whole test suite";
+        test =
+          mkApp pkgs "test" "pytest -p no:cacheprovider --rootdir=${self} ${self}/tests"
+            "Run the whole test suite";
       });
 
       checks = forEachSystem (
@@ -196,6 +220,7 @@
       templates.default = {
         path = ./template;
         description = "A host with two agents";
+        welcomeText = "Write where you have tentaflake from into flake.nix; the rest is in its docs/nixos.md.";
       };
 
       formatter = forEachSystem (pkgs: pkgs.nixfmt-tree);

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from hypothesis import HealthCheck, Phase, given, settings
 from rich.console import Console
 from rich.table import Table
 
+from harness import strategies
 from harness.errors import HarnessError
 from harness.guests.addresses import HOST
 from harness.guests.peers import STATIONS
 from harness.lab import Lab
 from harness.policy import POLICY, Plan, evaluate, evaluate_many
 from harness.progress import step
+from harness.strategies import Written
 from harness.vm.template import BOOT_TIMEOUT, power_on
 
 REPOSITORY = POLICY.parent.parent
@@ -47,8 +50,10 @@ def measure(lab: Lab, repeat: int, only: list[str] | None = None) -> dict[str, M
     unknown = set(only or []) - set(METRICS)
     if unknown:
         raise HarnessError(f"there is no metric {', '.join(sorted(unknown))}", hint=f"there are {', '.join(METRICS)}")
-    plan = lab.adapt(evaluate(REPOSITORY / "agents.nix"))
-    lab.activated(plan)
+    plan = evaluate(REPOSITORY / "agents.nix")
+    if any(not name.startswith("policy_") for name in only or METRICS):
+        plan = lab.adapt(plan)
+        lab.activated(plan)
     metrics: dict[str, Metric] = {}
     for name in only or METRICS:
         unit, sample = METRICS[name]
@@ -171,8 +176,33 @@ def policy_eval_batched(lab: Lab, plan: Plan) -> float:
     return BATCH / (time.monotonic() - started)
 
 
+def policy_random(lab: Lab, plan: Plan) -> float:
+    """Specs of random hosts evaluated per second, drawing them included: what ``harness fuzz`` can try."""
+    hosts: list[Written] = []
+    drawing = settings(
+        max_examples=100, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+    )
+    started = time.monotonic()
+    drawing(given(strategies.hosts())(lambda host: hosts.append(host)))()  # noqa: PLW0108 (hypothesis wants a function)
+    evaluate_many([host["agents"] for host in hosts], [host["host"] for host in hosts])
+    return sum(len(host["agents"]) for host in hosts) / (time.monotonic() - started)
+
+
+def policy_thousand_agents(lab: Lab, plan: Plan) -> float:
+    """A host of a thousand agents, evaluated."""
+    hosts = [_specs(1000)]
+    started = time.monotonic()
+    [result] = evaluate_many(hosts)
+    assert isinstance(result, Plan)
+    return time.monotonic() - started
+
+
 def _specs(count: int) -> list[dict[str, Any]]:
-    return [{"name": f"agent-{number}", "egress": "internet", "memory": "512m"} for number in range(count)]
+    """Agents with a number for a uid: of a thousand derived ones, two may be the same."""
+    return [
+        {"name": f"agent-{number}", "uid": 1900000000 + number, "egress": "internet", "memory": "512m"}
+        for number in range(count)
+    ]
 
 
 METRICS: dict[str, tuple[str, Callable[[Lab, Plan], float]]] = {
@@ -186,6 +216,8 @@ METRICS: dict[str, tuple[str, Callable[[Lab, Plan], float]]] = {
     "fork_memory": ("MiB", fork_memory),
     "policy_eval_single": ("specs/s", policy_eval_single),
     "policy_eval_batched": ("specs/s", policy_eval_batched),
+    "policy_random": ("specs/s", policy_random),
+    "policy_thousand_agents": ("s", policy_thousand_agents),
 }
 
 

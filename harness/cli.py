@@ -1,7 +1,7 @@
-"""The command line: ``harness verify | plan | image | secrets | shell | switch | rollback | … | options | bench``.
+"""The command line: `harness --help` lists what it does.
 
-Exit codes: 0 all is well, 1 a claim is broken, a secret is not in order, or a switch has failed and the former host is
-in force, 2 it could not be tried (and why) or wrong usage.
+Exit codes: 0 all is well, 1 a claim or a property is broken, a mutant survives, a secret's file is not in order, or a
+switch has failed and the former host is in force, 2 it could not be tried (and why) or wrong usage.
 """
 
 import json
@@ -25,11 +25,13 @@ from harness.contract import find_claim
 from harness.errors import HarnessError
 from harness.guests.canaries import canaries
 from harness.lab import Lab, Settings, settings
+from harness.mutants import MUTANTS, find_mutant, mutants_of
+from harness.mutate import Hunt, list_table, print_hunt, run_mutants
 from harness.nixpkgs import find_nixpkgs, options_page
 from harness.plugin import REPOSITORY, hijack_stage, ssh_command
 from harness.policy import Plan, evaluate_flake, reference_plan
 from harness.progress import step
-from harness.report import EXIT_UNTRIED, Collector, Verdict, print_verdict
+from harness.report import EXIT_UNTRIED, Collector, Verdict, describe_machine, print_verdict, read_verdict
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,6 +62,7 @@ FlakeOption = Annotated[
 JsonOption = Annotated[
     Path | None, typer.Option("--json", help="Write the result as JSON too; - is standard output.", metavar="FILE")
 ]
+HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write the result as a page too.", metavar="FILE")]
 CacheOption = Annotated[
     Path, typer.Option("--cache", envvar="TENTAFLAKE_CACHE", help="Where images and templates are kept.")
 ]
@@ -91,6 +94,12 @@ def home_of(agents: Path | None, flake: str | None) -> Path:
     return Path(flake.partition("#")[0] or ".") if flake else (agents or REPOSITORY / "agents.nix").parent
 
 
+def check_place(target: Path | None) -> None:
+    """That a file can be written there is known before what takes minutes; raises ``HarnessError``."""
+    if target is not None and str(target) != "-" and not target.parent.is_dir():
+        raise HarnessError(f"{target} cannot be written: there is no directory {target.parent}", hint="make it first")
+
+
 def write_json(target: Path | None, value: Any) -> None:
     """Write ``value`` where ``--json`` says."""
     if target is None:
@@ -107,6 +116,7 @@ def verify(
     agents: AgentsOption = None,
     flake: FlakeOption = None,
     json_file: JsonOption = None,
+    html: HtmlOption = None,
     claim: Annotated[list[str] | None, typer.Option("--claim", help="Only this claim (may be repeated).")] = None,
     hijack: Annotated[
         bool, typer.Option("--hijack/--no-hijack", help="Have real Hermes agents attack too, told to by their model.")
@@ -123,9 +133,11 @@ def verify(
 
     Exits 0 when every claim is held, 1 when one is broken, 2 when one could not be tried.
     """
-    started = time.monotonic()
+    began, started = time.time(), time.monotonic()
     for each in claim or []:
         find_claim(each)
+    for target in (json_file, html):
+        check_place(target)
     lab = Lab(settings(guest=guest, accel=accel, cache=cache))
     plan = read_plan(agents, flake)
     adapted = lab.adapt(plan)
@@ -158,14 +170,97 @@ def verify(
         guest=guest,
         accelerator={"accelerator": lab.accelerator.accelerator, "reason": lab.accelerator.reason},
         plan=plan.digest,
+        host=plan.host.name,
+        started=began,
+        machine=describe_machine(),
+        failures=collector.failed(),
     )
     if claim:
         verdict = msgspec.structs.replace(verdict, claims=[each for each in verdict.claims if each.id in claim])
-    print_verdict(Console(highlight=False, emoji=False, stderr=str(json_file) == "-"), verdict, collector)
+    print_verdict(Console(highlight=False, emoji=False, stderr=str(json_file) == "-"), verdict)
     write_json(json_file, verdict)
+    write_page(html, verdict)
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise HarnessError(f"the tests of the claims did not run to their end (pytest: {pytest.ExitCode(code).name})")
     raise typer.Exit(verdict.exit_code)
+
+
+def write_page(target: Path | None, verdict: Verdict) -> None:
+    """Write the page where ``--html`` says."""
+    if target is not None:
+        from harness.report.page import page_of
+
+        target.write_text(page_of(verdict), encoding="utf-8")
+
+
+@app.command()
+def report(
+    verdict_file: Annotated[Path, typer.Argument(help="What `harness verify --json` wrote.", metavar="JSON")],
+    html: HtmlOption = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Add a summary of the claims to this file.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Print a verdict again, or make a page of it: one file that needs no other, and no network."""
+    verdict = read_verdict(verdict_file)
+    for target in (html, markdown):
+        check_place(target)
+    write_page(html, verdict)
+    if markdown is not None:
+        from harness.report.summary import summary_of
+
+        with markdown.open("a", encoding="utf-8") as file:
+            file.write(summary_of(verdict))
+    if html is None and markdown is None:
+        print_verdict(Console(highlight=False, emoji=False), verdict)
+
+
+@app.command()
+def mutate(
+    claim: Annotated[
+        list[str] | None,
+        typer.Option("--claim", help="Only the mutants of this claim (may be repeated).", metavar="ID"),
+    ] = None,
+    mutant: Annotated[
+        list[str] | None, typer.Option("--mutant", help="Only this mutant (may be repeated).", metavar="ID")
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the mutants, and run none.")] = False,
+    json_file: JsonOption = None,
+    workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Mutants at once.")] = 2,
+    guest: GuestOption = DEFAULTS.guest,
+    accel: AccelOption = DEFAULTS.accel,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
+    """Break the reference host on purpose, in one way after the other, and see whether the tests notice.
+
+    Each break (a mutant) belongs to a claim. It is killed when a test of that claim fails by it, survives when none
+    does, and is untried when a control failed instead. Claims other than its own that break are listed; only tests
+    that look at the same machines anyway are asked.
+
+    Exits 0 when all are killed, 1 when one survives, 2 when one could not be tried. docs/writing-a-claim.md says how to
+    write one; `pytest --vm-mutant ID` runs any test on a broken host.
+    """
+    started = time.monotonic()
+    for each in claim or []:
+        find_claim(each)
+    named = [find_mutant(each) for each in mutant or []]
+    chosen = named + (mutants_of(claim or []) if claim or not named else [])
+    console = Console(highlight=False, emoji=False, stderr=str(json_file) == "-")
+    if listing:
+        console.print(list_table(chosen))
+        return
+    lab = Lab(settings(guest=guest, accel=accel, cache=cache))
+    lab.activated(lab.adapt(read_plan(None, None)))
+    options = [f"--vm-guest={guest}", f"--vm-accel={accel}", f"--vm-cache={cache}"]
+    done = []
+    with step(f"trying {len(chosen)} mutant{'' if len(chosen) == 1 else 's'}") as progress:
+        for verdict in run_mutants(chosen, options, workers):
+            done.append(verdict)
+            progress.update(f"{len(done)} of {len(chosen)}: {verdict.id} {verdict.outcome}")
+    hunt = Hunt(done, round(time.monotonic() - started, 1))
+    print_hunt(console, hunt, MUTANTS)
+    write_json(json_file, hunt)
+    raise typer.Exit(hunt.exit_code)
 
 
 @app.command()
@@ -449,6 +544,73 @@ def options(
 ) -> None:
     """The reference of the NixOS modules' options, in Markdown: what docs/options.md is."""
     print(options_page(find_nixpkgs(nixpkgs)), end="")
+
+
+@app.command()
+def fuzz(
+    minutes: Annotated[float, typer.Option("--minutes", min=0, help="How long to go on.")] = 5,
+    json_file: JsonOption = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Draw the same hosts each time, none of the corpus.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Only this property (may be repeated).")] = None,
+    tests: Annotated[
+        Path, typer.Option("--tests", help="Where a test is written for what is found.", metavar="DIR")
+    ] = REPOSITORY / "tests" / "fuzz",
+    live: Annotated[bool, typer.Option("--live", help="Change, break and attack running machines instead.")] = False,
+    accel: AccelOption = DEFAULTS.accel,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
+    """Throw random hosts at the policy, until the time is up; or random changes, faults and attacks at running hosts.
+
+    What breaks one is made small, printed as an agents.nix and written as a test. Exits 1 if anything was found.
+    The cache keeps such hosts as a corpus that is tried first the next time.
+    """
+    from harness.fuzz import run
+    from harness.fuzz.live import template_of
+    from harness.fuzz.properties import PROPERTIES
+
+    for each in only or []:
+        if each not in PROPERTIES:
+            raise HarnessError(f"there is no property {each}", hint=f"there are {', '.join(PROPERTIES)}")
+    if not tests.is_dir():
+        raise HarnessError(f"{tests} is no directory", hint="name one with --tests")
+    lab = Lab(settings(accel=accel, cache=cache))
+    if live:
+        template_of(lab)
+    with step(f"fuzzing {'running hosts' if live else 'the policy'} for {minutes:g} min") as progress:
+        corpus = lab.cache.root / "corpus"
+        if live:
+            report = run.fuzz_live(lab, minutes, corpus, tests, progress, seed)
+        else:
+            report = run.fuzz(minutes, corpus, tests, progress, seed, only or [])
+    print_fuzzing(Console(highlight=False, emoji=False, stderr=str(json_file) == "-"), report)
+    write_json(json_file, report)
+    raise typer.Exit(1 if report.findings else 0)
+
+
+def print_fuzzing(console: Console, report: Any) -> None:
+    """What was tried, and in full what was found."""
+    for finding in report.findings:
+        console.print(f"[bold red]{finding.property}[/bold red]")
+        console.print(finding.message, markup=False, soft_wrap=True)
+        console.print(f"shown from now on by {finding.file}", markup=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for name in ("property", "hosts", "specs", "s", "what holds"):
+        table.add_column(name, justify="left" if name in ("property", "what holds") else "right", overflow="fold")
+    broken = {finding.property for finding in report.findings}
+    for tried in report.tried:
+        style = "red" if tried.property in broken else ""
+        row = (
+            tried.property,
+            str(tried.examples),
+            str(tried.specs),
+            f"{tried.seconds:.0f}",
+            tried.obstacle or tried.text,
+        )
+        table.add_row(*row, style=style)
+    console.print(table)
+    console.print(f"{report.seconds:.0f} s, {len(report.findings)} found")
 
 
 @app.command()

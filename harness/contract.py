@@ -116,6 +116,11 @@ def find_claim(name: str) -> Claim:
     return CLAIMS[name]
 
 
+def missing_mutants(broken: set[str]) -> list[str]:
+    """Claims that should have a mutant (``harness.mutants``), given those that have one."""
+    return [claim.id for claim in CLAIMS.values() if not claim.to_come and claim.id not in broken]
+
+
 def missing_tests(tested: set[str]) -> list[str]:
     """Claims that should have a test, given those that have one."""
     return [claim.id for claim in CLAIMS.values() if not claim.to_come and claim.id not in tested]

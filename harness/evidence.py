@@ -1,5 +1,6 @@
 """Evidence of a failed test, on disk before the machine is gone."""
 
+import hashlib
 import re
 import shutil
 import tarfile
@@ -24,10 +25,16 @@ COMMANDS = {
 ARCHIVE = 'cd $(mktemp -d) && {commands} tar -czf - . && rm -rf "$PWD"'
 
 
+PLAIN = re.compile(r"[\w/]+\.py::\w+(\[[\w.-]+\])?", re.ASCII)
+"""A test id of which a safe path loses nothing."""
+
+
 def directory_for(artifacts: Path, test: str) -> Path:
-    """``<artifacts>/<test id, made a safe path>``."""
-    safe = re.sub(r"[^A-Za-z0-9._\[\]-]+", "-", test.replace(".py::", "/"))
-    return artifacts / safe.strip("-")[:150]
+    """``<artifacts>/<test id, made a safe name>``; where that loses something, with a digest of the id behind it."""
+    safe = re.sub(r"[^A-Za-z0-9._\[\]-]+", "-", test.replace(".py::", "/")).strip("-")[:150]
+    if len(test) > 150 or not PLAIN.fullmatch(test):
+        safe += f"-{hashlib.sha256(test.encode()).hexdigest()[:12]}"
+    return artifacts / safe
 
 
 def collect(machines: Sequence[Machine], artifacts: Path, test: str) -> Path:
@@ -60,5 +67,8 @@ def _collect_inside(machine: Machine, place: Path) -> None:
     archive = place / "guest.tar.gz"
     archive.write_bytes(done.stdout)
     with tarfile.open(archive) as tar:
-        tar.extractall(place, filter="data")
+        for member in tar:
+            name = member.name.removeprefix("./")
+            if name in COMMANDS and (file := tar.extractfile(member)):  # nothing else that a guest may have sent
+                (place / name).write_bytes(file.read())
     archive.unlink()

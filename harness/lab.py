@@ -118,6 +118,10 @@ class Lab:
         reference = self.hermes.reference if image == "hermes" else self.image.manifest["images"]["probe"]
         return self.guest.adapt(plan, reference)
 
+    def evaluate(self, evaluate: Callable[[], Plan]) -> Plan:
+        """The plan under test as the guest can run it, where ``evaluate`` gives it as the policy does."""
+        return self.adapt(evaluate())
+
     def activated(self, plan: Plan) -> Template:
         """The guest with ``plan`` (adapted) in force and its agents running."""
         title = f"activating a plan of {len(plan.agents)} agents"
@@ -168,7 +172,11 @@ class Lab:
     def fork(self, template: Template) -> Iterator[Machine]:
         """A fresh machine in the state of ``template``."""
         with template.fork(self.cache) as machine:
+            self.make_ready(machine)
             yield machine
+
+    def make_ready(self, machine: Machine) -> None:
+        """What is done to each fresh machine: nothing, but for a mutant (``harness.mutation``)."""
 
     @contextmanager
     def network(
@@ -190,6 +198,7 @@ class Lab:
                 try:
                     directories = {name: template.directory for name, template in templates.items()}
                     network = peers.connect(machines, directories)
+                    self.make_ready(network.host)
                 finally:
                     wire.check()  # without it nothing else can work
                 yield network

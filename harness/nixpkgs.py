@@ -40,9 +40,14 @@ def _from_path() -> Path | None:
 
 
 def _from_store() -> Path | None:
+    return find_input("nixpkgs")
+
+
+def find_input(name: str) -> Path | None:
+    """The source of one of the flake's inputs, if the store has it; nothing is downloaded."""
     if not STORE.is_dir():
         return None
-    source = f"builtins.fetchTree (builtins.fromJSON (builtins.readFile {LOCK})).nodes.nixpkgs.locked"
+    source = f"builtins.fetchTree (builtins.fromJSON (builtins.readFile {LOCK})).nodes.{name}.locked"
     return _found(["nix", "eval", "--offline", "--impure", "--raw", "--expr", f"({source}).outPath"])
 
 
@@ -52,6 +57,16 @@ def _found(command: list[str]) -> Path | None:
         return Path(run_nix(command, subject="nixpkgs").decode().strip())
     except PolicyError:
         return None
+
+
+def whole_obstacle(nixpkgs: Path) -> str | None:
+    """Why a whole NixOS cannot be evaluated with this source of nixpkgs: it is the library alone, or Nix is too old."""
+    if not (nixpkgs / "nixos" / "lib" / "eval-config.nix").is_file():
+        return f"{nixpkgs} is nixpkgs' library alone: a whole host takes nixos/ and pkgs/ too"
+    features = json.loads(run_nix([*EVALUATE, str(nixpkgs / "lib" / "minfeatures.nix")], subject="nixpkgs"))
+    if missing := ", ".join(feature["description"] for feature in features["missing"]):
+        return f"this Nix is too old for {nixpkgs}, which asks for: {missing}"
+    return None
 
 
 def options_page(nixpkgs: Path) -> str:

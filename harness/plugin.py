@@ -26,6 +26,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import testinfra.host
 
@@ -36,6 +37,8 @@ from harness.deploy import way_into
 from harness.errors import HarnessError
 from harness.guests.peers import STATIONS, Network, Peer
 from harness.lab import GUESTS, Lab, Settings, check_choice
+from harness.mutants import find_mutant
+from harness.mutation import MutatedLab
 from harness.policy import Agent, Plan, evaluate_flake, reference_plan
 from harness.probes.attempts import Outcome, attackers, run_attempts
 from harness.probes.audit import plan_audit_attempts
@@ -45,6 +48,7 @@ from harness.probes.sharing import run_sharing
 from harness.probes.stage import set_stage
 from harness.probes.ways import WAYS, plan_attempts, writes
 from harness.records import Records
+from harness.report import Collector
 from harness.vm.accelerator import CHOICES
 from harness.vm.machine import Machine
 from harness.vm.template import Template
@@ -82,6 +86,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="a clone of nixpkgs or of nix-community/nixpkgs.lib, to evaluate the NixOS modules with",
     )
     group.addoption("--vm-claim", metavar="ID", action="append", help="only the tests of this claim (may be repeated)")
+    group.addoption(
+        "--vm-mutant", metavar="ID", help="break every machine in this way first (`harness mutate --list` has them)"
+    )
+    group.addoption("--vm-outcomes", metavar="FILE", help="write what came of each claim's tests, as JSON")
     group.addoption("--vm-shell", action="store_true", help="a root shell in the failed test's machine, before it goes")
 
 
@@ -102,6 +110,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim(id): this test attacks a claim of the contract")
     config.addinivalue_line("markers", "recorded: takes long; see --vm-records")
     config.stash[SETTINGS] = _check_options(config)
+    if config.getoption("vm_outcomes"):
+        config.pluginmanager.register(Collector(), "outcomes")
     if hasattr(config, "workerinput"):
         config.option.loadgroup = config.workerinput["loadgroup"]
 
@@ -120,6 +130,10 @@ def _check_options(config: pytest.Config) -> Settings:
         check_choice("--vm-keep", config.getoption("vm_keep"), KEEP)
         for claim in config.getoption("vm_claim") or []:
             find_claim(claim)
+        if mutant := config.getoption("vm_mutant"):
+            find_mutant(mutant)
+            if config.getoption("vm_flake"):
+                raise HarnessError("--vm-mutant and --vm-flake exclude each other: a mutant has another policy")
         return Settings(
             guest=config.getoption("vm_guest"),
             accel=config.getoption("vm_accel"),
@@ -157,6 +171,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"vm: ran under {verdict.accelerator.upper()}: {verdict.reason}")
 
 
+@pytest.hookimpl(trylast=True)  # when no machine is left
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    if (lab := config.stash.get(LAB, None)) and isinstance(lab, MutatedLab) and not hasattr(config, "workerinput"):
+        lab.close()
+    if collector := config.pluginmanager.get_plugin("outcomes"):
+        Path(config.getoption("vm_outcomes")).write_bytes(msgspec.json.encode(collector.tests))
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Note each test's claims, refuse a marker that names none, and keep together what shares a machine."""
@@ -172,7 +195,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in set(deselected)]
-    if config.getoption("vm_records"):
+    if config.getoption("vm_records") and not config.getoption("vm_mutant"):
         with suppress(HarnessError):  # what is wrong with plan or guest, the tests say
             if lab_of(config).has_image:
                 items[:] = [OnRecord.of(item) or item for item in items]
@@ -203,7 +226,8 @@ class OnRecord(pytest.Item):
 
 def lab_of(config: pytest.Config) -> Lab:
     if LAB not in config.stash:
-        config.stash[LAB] = Lab(config.stash[SETTINGS])
+        settings, mutant = config.stash[SETTINGS], config.getoption("vm_mutant")
+        config.stash[LAB] = MutatedLab(settings, find_mutant(mutant)) if mutant else Lab(settings)
     return config.stash[LAB]
 
 
@@ -211,8 +235,9 @@ def plan_of(config: pytest.Config) -> Plan:
     """The plan under test, as its guest runs it."""
     if PLAN not in config.stash:
         agents, flake = config.getoption("vm_agents"), config.getoption("vm_flake")
-        plan = evaluate_flake(flake) if flake else reference_plan(agents and Path(agents))
-        config.stash[PLAN] = lab_of(config).adapt(plan)
+        config.stash[PLAN] = lab_of(config).evaluate(
+            lambda: evaluate_flake(flake) if flake else reference_plan(agents and Path(agents))
+        )
     return config.stash[PLAN]
 
 
@@ -245,6 +270,8 @@ def lab(pytestconfig: pytest.Config) -> Lab:
     lab = lab_of(pytestconfig)
     if reason := lab.guest.obstacle():
         pytest.skip(f"there is no {lab.guest.name} guest here: {reason}")
+    if isinstance(lab, MutatedLab):
+        plan_of(pytestconfig)  # a mutant is one of this plan, whatever other machines a test asks for
     return lab
 
 
@@ -467,10 +494,10 @@ def _quiet_disk(machine: Machine) -> Iterator[None]:
     with suppress(HarnessError):
         machine.run("sync", timeout=20)
     with suppress(HarnessError):
-        machine.process.execute("stop")  # QEMU writes back its own caches when it stops a machine
+        machine.pause()  # QEMU writes back its own caches when it stops a machine
     yield
     with suppress(HarnessError):
-        machine.process.execute("cont")
+        machine.resume()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -491,8 +518,14 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """On failure, before anything is torn down: evidence to disk, its place into the message."""
     report = yield
+    mutant = item.config.getoption("vm_mutant")  # says nothing of the host, and what is wrong with it is known
     # Without a plan it was not run.
-    if item.get_closest_marker("recorded") and not isinstance(item, OnRecord) and PLAN in item.config.stash:
+    if (
+        not mutant
+        and item.get_closest_marker("recorded")
+        and not isinstance(item, OnRecord)
+        and PLAN in item.config.stash
+    ):
         test = item.nodeid.rsplit("@", 1)[0]  # pytest-xdist appends the group
         if report.failed:
             records_of(item.config).forget(test)
@@ -503,7 +536,7 @@ def pytest_runtest_makereport(
     if call.excinfo is not None:
         report.user_properties.append(("untried", is_untried(call.excinfo)))
     machines = [machine for machine in item.config.stash.get(RUNNING, []) if _used_by(item, machine)]
-    if report.failed and call.when in ("setup", "call") and machines:
+    if report.failed and call.when in ("setup", "call") and machines and not mutant:
         artifacts = _artifacts(item.config)
         directory = evidence.collect(machines, artifacts, item.nodeid)
         if item.config.getoption("vm_keep") == "on-failure":

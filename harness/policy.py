@@ -12,8 +12,9 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from harness.errors import HarnessError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 POLICY = REPOSITORY / "modules" / "policy"
+_policies = [POLICY]
+"""The last one is what plans are evaluated with; see ``policy_from``."""
 
 Host = Mapping[str, Any]
 Spec = Mapping[str, Any]
@@ -345,6 +348,16 @@ def evaluate_specs(specs: Any, *, host: Host | None = None) -> Plan:
     return _the_plan(_check_data([data]))
 
 
+@contextmanager
+def policy_from(directory: Path) -> Iterator[None]:
+    """For the duration, plans are evaluated with the policy in another directory (but for those of a flake)."""
+    _policies.append(directory)
+    try:
+        yield
+    finally:
+        _policies.pop()
+
+
 def _the_plan(verdicts: Sequence[_Verdict]) -> Plan:
     [verdict] = verdicts
     plan = _decide(verdict)
@@ -358,9 +371,9 @@ def reference_plan(agents: Path | None = None) -> Plan:
     return evaluate(agents or REPOSITORY / "agents.nix", host=read_host(REPOSITORY / "host.nix"))
 
 
-def evaluate_many(hosts: Sequence[Sequence[Spec]]) -> list[Plan | PolicyError]:
-    """A plan or what is wrong, for each list of specs, from a single run of Nix."""
-    encoded = [_encode(specs) for specs in hosts]
+def evaluate_many(hosts: Sequence[Any], settings: Sequence[Host] = ()) -> list[Plan | PolicyError]:
+    """A plan or what is wrong, for each list of specs, from a single run of Nix; ``settings``: those of each host."""
+    encoded = [_encode(specs, host) for specs, host in zip_longest(hosts, settings)]
     verdicts = iter(_check_data([data for data in encoded if isinstance(data, bytes)]))
     return [_decide(next(verdicts)) if isinstance(data, bytes) else data for data in encoded]
 
@@ -471,10 +484,28 @@ def _encode(agents: Any, host: Host | None = None) -> bytes | PolicyError:
         encoded = json.dumps(data, allow_nan=False, ensure_ascii=False, default=_plain).encode()
     except (TypeError, ValueError, RecursionError) as error:
         return PolicyError(f"agents that JSON cannot express: {error}")
-    nul = _find_nul(agents) if b"\\u0000" in encoded else None
-    if nul is not None:
-        return PolicyError(f"agents{nul}: a NUL character in a string", hint="remove it: no program can be given one")
+    for argument, value in data.items():
+        if b"\\u0000" in encoded and (place := _find(value, _has_nul)) is not None:
+            return PolicyError(
+                f"{argument}{place}: a NUL character in a string", hint="remove it: no program can be given one"
+            )
+        if MANY_DIGITS.search(encoded) and (place := _find(value, _is_too_big)) is not None:
+            return PolicyError(
+                f"{argument}{place}: an integer beyond 64 bits, which Nix would take for another",
+                hint="write it as a string",
+            )
     return encoded
+
+
+MANY_DIGITS = re.compile(rb"[0-9]{19}")
+
+
+def _has_nul(value: Any) -> bool:
+    return isinstance(value, str) and "\0" in value
+
+
+def _is_too_big(value: Any) -> bool:
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
 def _plain(value: Any) -> Any:
@@ -483,19 +514,19 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} is a {type(value).__name__}")
 
 
-def _find_nul(data: Any) -> str | None:
-    """Where in the data the first string with a NUL is, like ``[0].settings.key``."""
-    if isinstance(data, str):
-        return "" if "\0" in data else None
+def _find(data: Any, is_wrong: Callable[[Any], bool]) -> str | None:
+    """Where in the data the first such value is, like ``[0].settings.key``."""
+    if is_wrong(data):
+        return ""
     if isinstance(data, Mapping):
-        steps = [(f".{key!r}" if "\0" in key else f".{key}", [key, value]) for key, value in data.items()]
+        steps = [(f".{key!r}" if is_wrong(key) else f".{key}", [key, value]) for key, value in data.items()]
     elif isinstance(data, list | tuple):
         steps = [(f"[{i}]", [value]) for i, value in enumerate(data)]
     else:
         return None
     for step, values in steps:
         for value in values:
-            found = _find_nul(value)
+            found = _find(value, is_wrong)
             if found is not None:
                 return step + found
     return None
@@ -516,7 +547,7 @@ def _check_data(hosts: Sequence[bytes]) -> list[_Verdict]:
 def _check(expression: str, arguments: Mapping[str, str]) -> list[_Verdict]:
     # A store that is not there: nothing is written, and no /nix and no daemon is needed.
     command = ["nix-instantiate", "--eval", "--strict", "--json", "--store", "dummy://", "--expr", expression]
-    for name, value in {"policy": str(POLICY), **arguments}.items():
+    for name, value in {"policy": str(_policies[-1]), **arguments}.items():
         command += ["--argstr", name, value]
     output = run_nix(command, subject=arguments.get("agents", "the agents"))
     return msgspec.json.decode(output, type=list[_Verdict])
@@ -560,4 +591,6 @@ def reason_of(done: subprocess.CompletedProcess[bytes]) -> str:
     text = done.stderr.decode(errors="replace").strip()
     message = re.split(r"^ *error: ", text, flags=re.MULTILINE)[-1]
     message = message.removesuffix("(use '--show-trace' to show detailed location information)").strip()
+    if said := re.findall(r"^fatal: (.+)", text, flags=re.MULTILINE):  # git's own words, for which Nix has a number
+        message += f": {said[0]}"
     return message or f"{done.args[0]} ended with status {done.returncode}"

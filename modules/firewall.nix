@@ -19,6 +19,7 @@ let
 
   ip = lib.getExe' pkgs.iproute2 "ip";
   # ip-rule(8): agents' networks are no way to each other, with or without a firewall. The host's own way stays.
+  # systemd-networkd removes, whenever it starts, all rules that are not its own, but for the kernel's.
   routingRules =
     flag: network:
     let
@@ -26,17 +27,16 @@ let
     in
     [
       {
-        add = "${flag} rule add priority 4700 iif lo ${pair} lookup main";
+        add = "${flag} rule add priority 4700 iif lo ${pair} lookup main protocol kernel";
         del = "${flag} rule del priority 4700";
       }
       {
-        add = "${flag} rule add priority 4701 ${pair} prohibit";
+        add = "${flag} rule add priority 4701 ${pair} prohibit protocol kernel";
         del = "${flag} rule del priority 4701";
       }
     ];
   routing =
-    routingRules "-4" plan.routing.unreachable.ipv4
-    ++ routingRules "-6" plan.routing.unreachable.ipv6;
+    routingRules "-4" plan.routing.unreachable.ipv4 ++ routingRules "-6" plan.routing.unreachable.ipv6;
 
   # Open in NixOS' own firewall, and closed all the same.
   closed = protocol: lib.subtractLists plan.host.${protocol} config.networking.firewall.${protocol};

@@ -25,7 +25,9 @@ let
     in
     {
       assertion = false;
-      message = "tentaflake.${of}${lib.optionalString (error.field != "") ".${error.field}"}: ${error.message}";
+      message = "tentaflake.${of}${
+        lib.optionalString (error.field != "") ".${error.field}"
+      }: ${error.message}";
     };
 
   size = types.either types.ints.positive types.str;

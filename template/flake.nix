@@ -2,7 +2,8 @@
   description = "A host with two agents";
 
   inputs = {
-    tentaflake.url = "github:OWNER/tentaflake"; # where you have it from
+    # Where you have it from: this path stands for your clone, and any other address that Nix knows will do.
+    tentaflake.url = "git+file:///where/tentaflake/is";
     nixpkgs.follows = "tentaflake/nixpkgs";
   };
 

@@ -184,13 +184,16 @@ ExecStart=/usr/lib/tentaflake/activate.py secrets
 
 
 def routing_unit(plan: dict[str, Any]) -> str:
-    """ip-rule(8): agents' networks are no way to each other, with or without a firewall. The host's own way stays."""
+    """ip-rule(8): agents' networks are no way to each other, with or without a firewall. The host's own way stays.
+
+    systemd-networkd removes, whenever it starts, all rules that are not its own, but for the kernel's.
+    """
     steps = []
     for flag, family in (("-4", "ipv4"), ("-6", "ipv6")):
         network = plan["routing"]["unreachable"][family]
         pair = f"from {network} to {network}"
         for priority, rule in ((4700, f"iif lo {pair} lookup main"), (4701, f"{pair} prohibit")):
-            steps.append(f"ExecStart=/usr/sbin/ip {flag} rule add priority {priority} {rule}")
+            steps.append(f"ExecStart=/usr/sbin/ip {flag} rule add priority {priority} {rule} protocol kernel")
             steps.append(f"ExecStop=/usr/sbin/ip {flag} rule del priority {priority}")
     return "\n".join(
         [

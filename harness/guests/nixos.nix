@@ -1,11 +1,14 @@
 # The NixOS guest: hosts of this flake as the harness boots them, and what it boots. `given` is a JSON file that nixos.py writes:
 # { agents (specs), host (settings), secrets (a directory of age files, or null), network (addresses of the LAN) }.
-{ flake, given }:
+{
+  flake ? null,
+  given ? null,
+  tentaflake ? builtins.getFlake flake,
+  wanted ? builtins.fromJSON (builtins.readFile given),
+}:
 let
-  tentaflake = builtins.getFlake flake;
   inherit (tentaflake.inputs) nixpkgs;
   inherit (nixpkgs) lib;
-  wanted = lib.importJSON given;
 
   host = lib.nixosSystem {
     modules = [

@@ -137,15 +137,20 @@ def _nothing() -> Plan:
     return plan
 
 
+def lan() -> dict[str, str]:
+    """Where a host is on the LAN. The flake's package reads the same in files/lan.json."""
+    stations = {"ipv4": HOST.ipv4, "ipv6": HOST.ipv6, "gateway4": INTERNET.ipv4, "gateway6": INTERNET.ipv6}
+    return stations | {"resolvers": RESOLVERS}
+
+
 @contextmanager
 def _arguments(plan: Plan, secrets_directory: Path | None) -> Iterator[list[str]]:
     """The arguments of ``nix build`` for a system of this plan, up to what of it is to be built."""
-    network = {"ipv4": HOST.ipv4, "ipv6": HOST.ipv6, "gateway4": INTERNET.ipv4, "gateway6": INTERNET.ipv6}
     given = {
         "agents": specs_of(plan),
         "host": host_of(plan),
         "secrets": secrets_directory and str(secrets_directory),
-        "network": network | {"resolvers": RESOLVERS},
+        "network": lan(),
     }
     with tempfile.NamedTemporaryFile("w", prefix="host-", suffix=".json") as file:
         json.dump(given, file)

@@ -14,6 +14,12 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 # Mount points that Docker makes in every container; where a host file backs one it is Docker's own.
 DOCKER_FILES = ("/etc/resolv.conf", "/etc/hostname", "/etc/hosts")
 VIRTUAL_TYPES = ("proc", "tmpfs", "devpts", "sysfs", "cgroup2", "mqueue", "overlay")
+# Where Docker and the plan mount memory. A part of another tmpfs (the host's /run, say) is not mounted as its root.
+MEMORY = ("/dev", "/dev/shm", "/tmp")
+REMOVED = "//deleted"
+"""What the kernel appends to the root of a mount whose file was removed: a switch makes all secrets anew."""
+HIDING = ("/proc/", "/sys/")
+"""Below these, Docker mounts an empty tmpfs or /dev/null over what no container should see."""
 DEFAULT_DEVICES = frozenset("core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero".split())
 
 
@@ -99,12 +105,15 @@ def foreign_mounts(mounts: Sequence[Mount], agent: Agent) -> list[Mount]:
         }
 
     def allowed(mount: Mount) -> bool:
+        if mount.type == "tmpfs":
+            hides = mount.point.startswith(HIDING)
+            return (mount.root == "/" and (hides or mount.point in MEMORY)) or (mount.root == "/null" and hides)
         if mount.type in VIRTUAL_TYPES:
             return mount.point == "/" or not mount.point.startswith(agent.state_dir)
         if mount.point in DOCKER_FILES:
             return mount.root.startswith("/var/lib/docker/containers/") and "ro" in mount.options
         return any(
-            mount.root.endswith(root) and mount.point == point and access in mount.options
+            mount.root.removesuffix(REMOVED).endswith(root) and mount.point == point and access in mount.options
             for root, point, access in own
         )
 

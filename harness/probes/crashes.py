@@ -7,6 +7,7 @@ from itertools import cycle
 import msgspec
 from testinfra.host import Host
 
+from harness.contract import ClaimBroken
 from harness.errors import HarnessError
 from harness.policy import Agent
 
@@ -75,19 +76,26 @@ def crash(host: Host, agents: Mapping[str, Agent], what: str, agent: Agent | Non
     else:
         host.check_output(OF_THE_HOST[what])
         replaced = ["containerd"] if what == "containerd" else ["docker", *agents]
-    wait_replaced(host, agents, before, replaced)
+    wait_replaced(host, agents, before, replaced, agent.service.name if agent else None)
     ready()
     return Crash(what, agent.name if agent else None, before, look(host, agents))
 
 
-def wait_replaced(host: Host, agents: Mapping[str, Agent], before: Seen, names: Iterable[str]) -> None:
-    """Until each of ``names`` runs again, as another process than before."""
+def wait_replaced(
+    host: Host, agents: Mapping[str, Agent], before: Seen, names: Iterable[str], unit: str | None
+) -> None:
+    """Until each of ``names`` runs again, as another process than before.
+
+    Raises ``ClaimBroken`` when ``unit`` is one that systemd will not start again.
+    """
     deadline = time.monotonic() + BACK_TIMEOUT
     while True:
         now = who_runs(host, agents)
         waited = [name for name in names if now[name] in ("", before.running[name])]
         if not waited:
             return
+        if unit and host.check_output("systemctl show --property=SubState --value %s", unit) in ("dead", "failed"):
+            raise ClaimBroken(f"C6 is broken: {unit} has crashed, and systemd does not start it again")
         if time.monotonic() > deadline:
             journal = host.run("journalctl -n 30 --no-pager -o cat").stdout
             raise HarnessError(f"not back {BACK_TIMEOUT:.0f} s after the crash: {', '.join(waited)}\n{journal}")

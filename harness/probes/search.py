@@ -83,11 +83,11 @@ def search_file(path: Path, values: Values) -> list[Hit]:
 def stopped(machine: Machine) -> Iterator[None]:
     """For the duration the machine stands still, and all that it has written is on its disk."""
     machine.run("sync").check()
-    machine.process.execute("stop")
+    machine.pause()
     try:
         yield
     finally:
-        machine.process.execute("cont")
+        machine.resume()
 
 
 def disk_files(machine: Machine) -> list[Path]:

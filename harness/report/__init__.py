@@ -1,9 +1,15 @@
-"""The verdict: claims and the isolation matrix, from test reports to JSON and to the terminal."""
+"""The verdict: claims and the isolation matrix, from test reports to JSON and to the terminal.
 
+``harness.report.page`` makes a page of it, ``harness.report.summary`` a few lines of Markdown.
+"""
+
+import os
+import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -14,10 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.contract import CLAIMS
+from harness.errors import HarnessError
+from harness.vm.qemu import host_cpu, qemu_version
 
 Outcome = Literal["held", "broken", "untried", "to-come"]
 TestOutcome = Literal["held", "broken", "untried", "inapplicable"]
-STYLES: dict[str, str] = {"held": "green", "broken": "bold red", "untried": "bold yellow", "to-come": "dim"}
+STYLES: dict[Outcome, str] = {"held": "green", "broken": "bold red", "untried": "bold yellow", "to-come": "dim"}
 EXIT_HELD, EXIT_BROKEN, EXIT_UNTRIED = 0, 1, 2
 
 
@@ -48,9 +56,23 @@ class ClaimVerdict(msgspec.Struct, frozen=True):
     on_record: dict[str, float]
     """Those of the tests that were not run again, and when they passed (seconds since 1970)."""
 
+    @property
+    def text(self) -> str:
+        """The claim's sentence; nothing for one that another version of the harness has."""
+        return CLAIMS[self.id].text if self.id in CLAIMS else ""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A test that failed: its claims, what it said, and where the evidence is (nothing, if it had no machine)."""
+
+    test: str
+    claims: list[str]
+    message: str
+    evidence: str
+
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What ``harness verify --json`` writes. ``timings`` are seconds."""
+    """What ``harness verify --json`` writes. ``timings`` are seconds, ``started`` is in seconds since 1970."""
 
     claims: list[ClaimVerdict]
     matrix: list[Cell]
@@ -58,6 +80,11 @@ class Verdict(msgspec.Struct, frozen=True):
     guest: str
     accelerator: dict[str, str]
     plan: str
+    host: str = ""
+    started: float = 0.0
+    machine: dict[str, str] = {}
+    """Where it ran: what ``describe_machine`` says."""
+    failures: list[Failure] = []
 
     @property
     def exit_code(self) -> int:
@@ -66,8 +93,33 @@ class Verdict(msgspec.Struct, frozen=True):
             return EXIT_BROKEN
         return EXIT_UNTRIED if "untried" in verdicts else EXIT_HELD
 
+    @property
+    def counts(self) -> dict[Outcome, int]:
+        """How many claims have each verdict that any has, in the order of ``STYLES``."""
+        found = [claim.verdict for claim in self.claims]
+        return {outcome: found.count(outcome) for outcome in STYLES if outcome in found}
 
-@dataclass
+
+def read_verdict(path: Path) -> Verdict:
+    """The verdict that ``harness verify --json`` wrote; raises ``HarnessError`` if this is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Verdict)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise HarnessError(f"{path} is no verdict: {error}", hint="name what `harness verify --json` wrote") from None
+
+
+def describe_machine() -> dict[str, str]:
+    """The machine that this runs on, as far as a verdict can depend on it."""
+    [model, *_] = [line.partition(": ")[2] for line in host_cpu().splitlines() if line.startswith("model name")] or [""]
+    return {
+        "system": platform.platform(),
+        "processor": f"{os.cpu_count()} x {model or platform.machine()}",
+        "qemu": ".".join(map(str, qemu_version())),
+        "python": platform.python_version(),
+    }
+
+
+@dataclass(eq=False)  # pytest keeps its plugins in sets
 class Collector:
     """A pytest plugin that gathers what the tests of the claims found; ``progress`` is told after each test."""
 
@@ -109,6 +161,17 @@ class Collector:
             judge(claim.id, claim.to_come, self.tests.get(claim.id, []), self.recorded) for claim in CLAIMS.values()
         ]
 
+    def failed(self) -> list[Failure]:
+        return [
+            Failure(
+                _test_id(report),
+                [value for name, value in getattr(report, "user_properties", []) if name == "claim"],
+                _message(report),
+                "\n".join(text for title, text in report.sections if title == "evidence"),
+            )
+            for report in self.failures
+        ]
+
 
 def judge(
     claim: str,
@@ -132,10 +195,8 @@ def judge(
 
 def matrix_table(cells: Iterable[Cell]) -> Table:
     """Attackers down, targets across, a mark per way tried; the paths of a container are one column."""
-    cells = sorted(
-        cells, key=lambda cell: (cell.attacker == "root", cell.attacker, cell.target == "host", cell.target[0] == "/")
-    )
-    columns = list(dict.fromkeys(_column(cell) for cell in cells))
+    cells = in_order(cells)
+    columns = list(dict.fromkeys(column_of(cell) for cell in cells))
     table = Table(title="isolation matrix", title_justify="left", caption_justify="left", pad_edge=False)
     table.caption = ". refused   + reached, as it should be   X reached   - refused, but should not be   ? unknown"
     table.add_column("attacker", no_wrap=True)
@@ -146,14 +207,22 @@ def matrix_table(cells: Iterable[Cell]) -> Table:
         for column in columns:
             marks = Text()
             for cell in cells:
-                if cell.attacker == attacker and _column(cell) == column:
+                if cell.attacker == attacker and column_of(cell) == column:
                     marks.append(*cell.mark)
             row.append(marks)
         table.add_row(*row)
     return table
 
 
-def _column(cell: Cell) -> str:
+def in_order(cells: Iterable[Cell]) -> list[Cell]:
+    """Attempts as the rows and columns of the matrix have them: agents first, then root; agents, host, files."""
+    return sorted(
+        cells, key=lambda cell: (cell.attacker == "root", cell.attacker, cell.target == "host", cell.target[:1] == "/")
+    )
+
+
+def column_of(cell: Cell) -> str:
+    """The column of the matrix that an attempt is in."""
     return "own files" if cell.target.startswith("/") else cell.target
 
 
@@ -166,29 +235,27 @@ def claims_table(claims: Iterable[ClaimVerdict]) -> Table:
         if claim.verdict != "to-come":
             tests = f"{len(claim.tests)} test{'s' if len(claim.tests) != 1 else ''}"
             tests += f", {len(claim.on_record)} on record" if claim.on_record else ""
-            table.add_row(claim.id, Text(claim.verdict, STYLES[claim.verdict]), tests, CLAIMS[claim.id].text)
+            table.add_row(claim.id, Text(claim.verdict, STYLES[claim.verdict]), tests, claim.text)
     return table
 
 
-def print_verdict(console: Console, verdict: Verdict, collector: Collector) -> None:
+def print_verdict(console: Console, verdict: Verdict) -> None:
     """The whole report for a person: failures first, then matrix, claims and one closing line."""
-    for report in collector.failures:
-        console.rule(Text(report.nodeid.rsplit("@", 1)[0], "bold"), align="left")
-        console.print(_message(report), markup=False, highlight=False)
-        for title, text in report.sections:
-            if title == "evidence":
-                console.print(f"evidence {text}", markup=False, highlight=False)
+    for failure in verdict.failures:
+        console.rule(Text(failure.test, "bold"), align="left")
+        console.print(failure.message, markup=False, highlight=False)
+        if failure.evidence:
+            console.print(f"evidence {failure.evidence}", markup=False, highlight=False)
     if verdict.matrix:
         console.print(matrix_table(verdict.matrix))
     console.print(claims_table(verdict.claims))
     to_come = [claim.id for claim in verdict.claims if claim.verdict == "to-come"]
     if to_come:
         console.print(Text(f"to come: {' '.join(to_come)}", "dim"))
-    counts = {name: sum(claim.verdict == name for claim in verdict.claims) for name in STYLES}
-    summary = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    worst: Outcome = next((name for name in ("broken", "untried") if name in verdict.counts), "held")
     console.print(
         Text.assemble(
-            (summary, STYLES["broken" if counts["broken"] else "untried" if counts["untried"] else "held"]),
+            (", ".join(f"{count} {name}" for name, count in verdict.counts.items()), STYLES[worst]),
             f"; {len(verdict.matrix)} attempts, {verdict.timings['total']:.1f} s, "
             f"{verdict.guest} guest under {verdict.accelerator['accelerator'].upper()}",
         )
@@ -205,7 +272,7 @@ def print_verdict(console: Console, verdict: Verdict, collector: Collector) -> N
         )
 
 
-def _test_id(report: pytest.TestReport) -> str:
+def _test_id(report: pytest.TestReport | pytest.CollectReport) -> str:
     """The test's id, without the group that pytest-xdist appends."""
     return report.nodeid.rsplit("@", 1)[0]
 

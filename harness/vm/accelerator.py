@@ -19,6 +19,7 @@ from harness.vm.qemu import Hardware, host_cpu, qemu_version, start_qemu
 
 CHOICES = ("auto", "kvm", "tcg")
 KVM = Path("/dev/kvm")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 KVM_LIMIT = 10.0
 ALIVE = b"tentaflake: the guest is alive"
 INIT = b"""#!/bin/busybox sh
@@ -39,8 +40,8 @@ class Verdict:
 def find_accelerator(cache: Cache, image: Image, wanted: str = "auto") -> Verdict:
     """``wanted`` or, for ``auto``, KVM where a guest runs under it, else TCG.
 
-    What a tiny guest says is cached for this kernel, processor and QEMU. Raises ``HarnessError`` when
-    ``kvm`` is asked for and does not work.
+    What a tiny guest says is cached until this machine is started again, for its kernel, processor and QEMU. Raises
+    ``HarnessError`` when ``kvm`` is asked for and does not work.
     """
     if wanted == "tcg":
         return Verdict("tcg", "as asked")
@@ -61,7 +62,9 @@ def _look() -> Verdict | None:
 
 def _cached_trial(cache: Cache, image: Image, *, again: bool) -> Verdict:
     """The verdict on file, or a new one; ``again``: a no on file is not believed."""
-    key = key_of(cpu=host_cpu(), kernel=os.uname().release, qemu=qemu_version(), image=image.key)
+    # A start can bring other settings of the firmware, of the module, or of the hypervisor below.
+    boot = BOOT_ID.read_text()
+    key = key_of(boot=boot, cpu=host_cpu(), kernel=os.uname().release, qemu=qemu_version(), image=image.key)
     with cache.lock("accelerator"):
         file = cache.root / "verdicts" / key
         try:

@@ -102,7 +102,17 @@ let
       hex = map toHex words;
       runAt = i: if i < 8 && elemAt words i == 0 then 1 + runAt (i + 1) else 0;
       longest =
-        foldl' (best: i: if runAt i > best.size then { at = i; size = runAt i; } else best)
+        foldl'
+          (
+            best: i:
+            if runAt i > best.size then
+              {
+                at = i;
+                size = runAt i;
+              }
+            else
+              best
+          )
           {
             at = 0;
             size = 1;
@@ -110,7 +120,10 @@ let
           (indices 8);
       slice = from: to: concatStringsSep ":" (genList (i: elemAt hex (from + i)) (to - from));
     in
-    if longest.size == 1 then slice 0 8 else "${slice 0 longest.at}::${slice (longest.at + longest.size) 8}";
+    if longest.size == 1 then
+      slice 0 8
+    else
+      "${slice 0 longest.at}::${slice (longest.at + longest.size) 8}";
 
   format4 =
     words:
@@ -146,7 +159,8 @@ let
     ) (length words);
 
   # Two networks are either disjoint or one lies in the other.
-  contains = outer: inner: outer.prefix <= inner.prefix && mask outer.prefix inner.words == outer.words;
+  contains =
+    outer: inner: outer.prefix <= inner.prefix && mask outer.prefix inner.words == outer.words;
 
   # `{ network; }` for a network in canonical form, else `{ rule; fix; }`.
   parseNetwork =

@@ -30,9 +30,7 @@ in
     USER = agent.user;
     LOGNAME = agent.user;
   };
-  ports = map (
-    entry: "${toString entry.port}:${toString entry.target}/${entry.protocol}"
-  ) published;
+  ports = map (entry: "${toString entry.port}:${toString entry.target}/${entry.protocol}") published;
   networks = [ agent.network.name ];
   command = agent.spec.command;
   options = [
@@ -73,9 +71,7 @@ in
     "--mount=type=bind,source=${agent.config.path},target=${agent.stateDir}/config.yaml,readonly"
   ]
   # S1: each secret by itself, never their directory. A container keeps the value that it was started with.
-  ++ map (
-    secret: "--mount=type=bind,source=${secret.path},target=${secret.target},readonly"
-  ) secrets
+  ++ map (secret: "--mount=type=bind,source=${secret.path},target=${secret.target},readonly") secrets
   # S2: `docker inspect` and the command line show all that --env and --env-file are given. secrets.nix has the init.
   ++ (if fromEnvironment then [ "--init" ] else [ ]);
 }

@@ -62,7 +62,9 @@ let
     {
       inherit (error) agent value rule;
       inherit field;
-      message = "${who}: ${if field == "" then "" else "${field} = "}${error.value}: ${error.rule}; ${error.fix}";
+      message = "${who}: ${
+        if field == "" then "" else "${field} = "
+      }${error.value}: ${error.rule}; ${error.fix}";
     };
 
   readAgent =
@@ -96,7 +98,8 @@ let
       parsedHost = hostSettings.parse host;
       hostValue = if parsedHost.value == null then { } else parsedHost.value;
       raw = types.listOf "agent specs" types.valid (listAgents agents);
-      parsed = if raw.value == null then [ ] else genList (i: readAgent i (elemAt raw.value i)) (length raw.value);
+      parsed =
+        if raw.value == null then [ ] else genList (i: readAgent i (elemAt raw.value i)) (length raw.value);
       ofHost = error: error // { agent = null; };
       errors =
         map ofHost parsedHost.errors

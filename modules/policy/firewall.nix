@@ -52,9 +52,7 @@ let
         ]
     )
     ++ [ "}" ];
-  chain =
-    name: rules:
-    [ "chain ${name} {" ] ++ map indent rules ++ [ "}" ];
+  chain = name: rules: [ "chain ${name} {" ] ++ map indent rules ++ [ "}" ];
   rule = claim: statement: "${statement} comment ${quote claim}";
 
   bridge = agent: quote agent.network.bridge;
@@ -198,7 +196,14 @@ let
   destinations = concatMap (
     agent:
     if isList agent.egress then
-      map (entry: entry // { from = bridge agent; number = familyOf entry.network; }) agent.egress
+      map (
+        entry:
+        entry
+        // {
+          from = bridge agent;
+          number = familyOf entry.network;
+        }
+      ) agent.egress
     else
       [ ]
   ) agents;
@@ -221,7 +226,12 @@ let
       name = "port";
       type = " . inet_proto . inet_service";
       has = entry: entry.ports != null;
-      parts = entry: map (port: [ entry.protocol (toString port) ]) entry.ports;
+      parts =
+        entry:
+        map (port: [
+          entry.protocol
+          (toString port)
+        ]) entry.ports;
       match = port: " . meta l4proto . th ${port}";
     }
   ];
@@ -255,9 +265,7 @@ let
     }:
     perKind (
       family: kind: [
-        (rule "F4: egress as listed"
-          "${interface} . ${family.ip} ${address}${kind.match port} @egress_${family.suffix}_${kind.name} ${verdict}"
-        )
+        (rule "F4: egress as listed" "${interface} . ${family.ip} ${address}${kind.match port} @egress_${family.suffix}_${kind.name} ${verdict}")
       ]
     );
   publicRules = address: verdict: [
@@ -299,46 +307,41 @@ let
     }
   );
   speechRules = perFamily (family: [
-    (rule "T3: the speech server, on the agent's own gateway"
-      "iifname . ${family.ip} daddr @speech_${family.suffix} tcp dport ${toString speechPort} goto admitted"
-    )
+    (rule "T3: the speech server, on the agent's own gateway" "iifname . ${family.ip} daddr @speech_${family.suffix} tcp dport ${toString speechPort} goto admitted")
   ]);
 
   # ---- F1: what the host opens
 
-  openSets = concatMap
-    (
-      { protocol, ports }:
-      set {
-        name = "open_${protocol}";
-        type = "inet_service";
-        claim = "F1: ports that the host's settings open";
-        elements = map (port: [ (toString port) ]) ports;
-      }
-    )
-    [
-      {
-        protocol = "tcp";
-        ports = host.allowedTCPPorts;
-      }
-      {
-        protocol = "udp";
-        ports = host.allowedUDPPorts;
-      }
-    ];
+  openSets =
+    concatMap
+      (
+        { protocol, ports }:
+        set {
+          name = "open_${protocol}";
+          type = "inet_service";
+          claim = "F1: ports that the host's settings open";
+          elements = map (port: [ (toString port) ]) ports;
+        }
+      )
+      [
+        {
+          protocol = "tcp";
+          ports = host.allowedTCPPorts;
+        }
+        {
+          protocol = "udp";
+          ports = host.allowedUDPPorts;
+        }
+      ];
 
-  relatedErrors =
-    rule "F1, F4: errors about an open flow, path MTU among them"
-      "ct state related meta l4proto { icmp, ipv6-icmp } accept";
+  relatedErrors = rule "F1, F4: errors about an open flow, path MTU among them" "ct state related meta l4proto { icmp, ipv6-icmp } accept";
   isReply = "ct state established ct direction reply";
 
   chains = concatMap (c: [ "" ] ++ c) [
     (chain "spoofed" [
       "type filter hook prerouting priority raw; policy accept;"
       (refuse "F2: no forged IPv4 source" "iifname \"h-*\" iifname . ip saddr != @address_ipv4")
-      (refuse "F2: no forged IPv6 source; link-local ones never get past the host"
-        "iifname \"h-*\" ip6 saddr != { ::, fe80::/10 } iifname . ip6 saddr != @address_ipv6"
-      )
+      (refuse "F2: no forged IPv6 source; link-local ones never get past the host" "iifname \"h-*\" ip6 saddr != { ::, fe80::/10 } iifname . ip6 saddr != @address_ipv6")
     ])
     (chain "input" [
       "type filter hook input priority filter - 10; policy drop;"
@@ -350,12 +353,8 @@ let
       (rule "F1: opened by the host's settings" "udp dport @open_udp accept")
       (rule "F1: ping" "icmp type echo-request accept")
       (rule "F1: ping" "icmpv6 type echo-request accept")
-      (rule "F1: without these there is no IPv6; hop limit 255 is from this wire"
-        "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } ip6 hoplimit 255 accept"
-      )
-      (rule "F1: multicast listener queries, for switches that snoop"
-        "icmpv6 type mld-listener-query ip6 saddr fe80::/10 accept"
-      )
+      (rule "F1: without these there is no IPv6; hop limit 255 is from this wire" "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } ip6 hoplimit 255 accept")
+      (rule "F1: multicast listener queries, for switches that snoop" "icmpv6 type mld-listener-query ip6 saddr fe80::/10 accept")
       (rule "F1: every other port is closed" "counter drop")
     ])
     (chain "output" [
@@ -364,12 +363,8 @@ let
     ])
     (chain "agent_to_host" (
       [
-        (rule "F3: without these the gateway has no IPv6 neighbour"
-          "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 accept"
-        )
-        (rule "F3: what a kernel says when an interface comes up is no attack"
-          "icmpv6 type { nd-router-solicit, mld-listener-report, mld2-listener-report } drop"
-        )
+        (rule "F3: without these the gateway has no IPv6 neighbour" "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 accept")
+        (rule "F3: what a kernel says when an interface comes up is no attack" "icmpv6 type { nd-router-solicit, mld-listener-report, mld2-listener-report } drop")
         (rule "F3: answers to what the host asks" "${isReply} accept")
       ]
       ++ speechRules
@@ -377,18 +372,14 @@ let
     ))
     (chain "forward" [
       "type filter hook forward priority filter - 10; policy drop;"
-      (refuse "F2: no agent reaches an agent, whatever the address or the state"
-        "iifname \"h-*\" oifname \"h-*\""
-      )
+      (refuse "F2: no agent reaches an agent, whatever the address or the state" "iifname \"h-*\" oifname \"h-*\"")
       (rule "F4: an agent's way out" "iifname \"h-*\" goto from_agent")
       (rule "F5: the way in to an agent" "oifname \"h-*\" goto to_agent")
       (rule "F6: nobody's agent; a table without its rules forwards nothing at all" "accept")
     ])
     (chain "from_agent" (
       onTailnet [
-        (rule "F5: answers of a published port"
-          "oifname ${tailnetInterface} ${isReply} iifname . meta l4proto . th sport @published accept"
-        )
+        (rule "F5: answers of a published port" "oifname ${tailnetInterface} ${isReply} iifname . meta l4proto . th sport @published accept")
       ]
       ++ [
         (refuse "F5: no other answers" "ct direction reply")
@@ -405,9 +396,7 @@ let
     ))
     (chain "to_agent" (
       onTailnet [
-        (rule "F5: published ports, from the tailnet only"
-          "iifname ${tailnetInterface} ct direction original oifname . meta l4proto . th dport @published accept"
-        )
+        (rule "F5: published ports, from the tailnet only" "iifname ${tailnetInterface} ct direction original oifname . meta l4proto . th dport @published accept")
       ]
       ++ [
         relatedErrors
@@ -426,24 +415,27 @@ let
     (chain "to_internet" (publicRules "daddr" "goto admitted"))
     (chain "from_internet" (publicRules "saddr" "accept"))
     (chain "admitted" [
-      (refuse "D4: no agent keeps the host busy with new connections"
-        "ct state new update @openings { iifname limit rate over ${mostOpenings} }"
-      )
-      (refuse "D4: no agent fills the host's table of connections"
-        "ct state new add @connections { iifname ct count over ${toString mostConnections} }"
-      )
+      (refuse "D4: no agent keeps the host busy with new connections" "ct state new update @openings { iifname limit rate over ${mostOpenings} }")
+      (refuse "D4: no agent fills the host's table of connections" "ct state new add @connections { iifname ct count over ${toString mostConnections} }")
       (rule "F3, F4: as granted" "accept")
     ])
     (chain "refuse" [
-      (rule "F2, F3, F4: to the journal, six times a minute of each agent"
-        "update @reported { iifname limit rate 6/minute burst 6 packets } log level notice prefix \"tentaflake refused: \""
-      )
+      (rule "F2, F3, F4: to the journal, six times a minute of each agent" "update @reported { iifname limit rate 6/minute burst 6 packets } log level notice prefix \"tentaflake refused: \"")
       (rule "F2, F3, F4: counted by agent" "iifname @refused drop")
       (rule "F2: of a bridge that is no agent's" "counter drop")
     ])
   ];
 in
 concatStringsSep "\n" (
-  addressSets ++ uids ++ refusedSets ++ onInternet ++ specialSets ++ listSets ++ publishedSet ++ speechSets ++ openSets ++ chains
+  addressSets
+  ++ uids
+  ++ refusedSets
+  ++ onInternet
+  ++ specialSets
+  ++ listSets
+  ++ publishedSet
+  ++ speechSets
+  ++ openSets
+  ++ chains
 )
 + "\n"

@@ -14,27 +14,34 @@ let
   ports =
     port:
     types.also (listOf "ports" port) (
-      value: types.valid (builtins.sort builtins.lessThan (
-        map builtins.head (builtins.attrValues (builtins.groupBy toString value))
-      ))
+      value:
+      types.valid (
+        builtins.sort builtins.lessThan (
+          map builtins.head (builtins.attrValues (builtins.groupBy toString value))
+        )
+      )
     );
 
   # "h-" is the mark of an agent's bridge: the firewall would take such an interface for an agent.
-  interface = types.also (
-    types.matching "[A-Za-z0-9][A-Za-z0-9_.-]{0,14}" "must be the name of a network interface, at most 15 characters"
-      "write a name like \"tailscale0\""
-  ) (
-    types.satisfying (
-      name: builtins.substring 0 2 name != "h-" && name != "lo"
-    ) "must not be \"lo\" or start with \"h-\", as agents' bridges do" "rename the interface"
-  );
+  interface =
+    types.also
+      (types.matching "[A-Za-z0-9][A-Za-z0-9_.-]{0,14}"
+        "must be the name of a network interface, at most 15 characters"
+        "write a name like \"tailscale0\""
+      )
+      (
+        types.satisfying (
+          name: builtins.substring 0 2 name != "h-" && name != "lo"
+        ) "must not be \"lo\" or start with \"h-\", as agents' bridges do" "rename the interface"
+      );
 in
 {
   inherit speechPort;
   parse = record "a host" {
     name = {
       type =
-        types.matching "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?" "must be a host name of lower-case letters, digits and dashes"
+        types.matching "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+          "must be a host name of lower-case letters, digits and dashes"
           "write a name like \"agent-host\"";
       default = "agent-host";
     };

@@ -23,7 +23,9 @@ let
     if stringLength name <= 13 then
       "h-${name}"
     else
-      "h-${builtins.head (match "(.*[^-])-*" (substring 0 6 name))}-${substring 0 6 (hashString "sha256" name)}";
+      "h-${builtins.head (match "(.*[^-])-*" (substring 0 6 name))}-${
+        substring 0 6 (hashString "sha256" name)
+      }";
 
   # Network number `slot`: a /29 of 10.128.0.0/9 and a /80 of our own ULA prefix ("tent" + "a" in ASCII).
   ipv4 =

@@ -7,12 +7,12 @@ let
     filter
     isString
     listToAttrs
-    toJSON
     ;
   images = import ./images.nix;
   container = import ./container.nix;
   secrets = import ./secrets.nix;
   inherit (import ./identity.nix) range;
+  inherit (import ./yaml.nix) toYaml;
 
   before = [
     "docker.service"
@@ -87,7 +87,7 @@ let
         };
         config = {
           path = "/etc/hermes/${name}/config.yaml";
-          content = toJSON spec.settings; # JSON is YAML
+          content = toYaml spec.settings;
           mode = "0440";
           user = "root";
           inherit group;
@@ -157,7 +157,9 @@ in
     shell = "/usr/sbin/nologin";
     description = "Hermes agent ${agent.name}";
   });
-  groups = byUser (agent: { inherit (agent) gid; });
+  groups = byUser (agent: {
+    inherit (agent) gid;
+  });
   directories = concatMap (agent: [
     {
       path = agent.stateDir;

@@ -40,7 +40,9 @@ let
     let
       inherit (agent.spec) image allowMutableImage;
     in
-    if !(agent.spec ? image && agent.spec ? allowMutableImage) || image == null || allowMutableImage then
+    if
+      !(agent.spec ? image && agent.spec ? allowMutableImage) || image == null || allowMutableImage
+    then
       [ ]
     else if image == (import ./images.nix).default then
       [ ] # pinned by the flake that builds it
@@ -62,8 +64,11 @@ let
       }) (length (agent.spec.secrets or [ ])))
       (
         _: again:
-        error agent [ "secrets" again.i "name" ] again.key "names a secret that is already in the list"
-          "remove or rename one of them"
+        error agent [
+          "secrets"
+          again.i
+          "name"
+        ] again.key "names a secret that is already in the list" "remove or rename one of them"
       );
 
   # A variable has one value, whether it is in the open or a secret.
@@ -79,11 +84,33 @@ let
         }) (length secrets)
       );
       explain =
-        rule: { key, i, ... }:
+        rule:
+        { key, i, ... }:
         error agent [ "secrets" i "variable" ] key rule "remove one of them or choose another variable";
     in
     map (explain "is set in environment too") (filter (entry: environment ? ${entry.key}) entries)
     ++ clashes entries (first: explain "is the variable of secrets[${toString first.i}] too");
+
+  # All of it is on one command line, for which Linux has 2 MiB (execve(2)).
+  startable =
+    agent:
+    let
+      size = builtins.foldl' (sum: text: sum + builtins.stringLength text) 0;
+      sizes = {
+        command = size (agent.spec.command or [ ]);
+        environment = size (attrValues (agent.spec.environment or { }));
+      };
+      larger = if sizes.command > sizes.environment then "command" else "environment";
+    in
+    if sizes.command + sizes.environment <= 1000000 then
+      [ ]
+    else
+      [
+        (error agent [ larger ] agent.spec.${larger}
+          "must have at most 1000000 bytes, command and environment together, as Linux takes no longer command line"
+          "put it in files in the state directory"
+        )
+      ];
 
   # Two destinations overlap when the same packet fits both. Sorted by address, a network that overlaps any other
   # overlaps its neighbour, since networks nest or are disjoint.
@@ -140,7 +167,8 @@ let
     agents:
     clashes agents (
       first: again:
-      error again [ "name" ] again.key "must be unique on the host, and agents[${toString first.index}] has it too"
+      error again [ "name" ] again.key
+        "must be unique on the host, and agents[${toString first.index}] has it too"
         "rename one of them"
     );
 
@@ -148,7 +176,8 @@ let
     agents:
     clashes agents (
       first: again:
-      error again [ "uid" ] again.identity.uid "must be unique on the host, and agent ${first.label} has it too"
+      error again [ "uid" ] again.identity.uid
+        "must be unique on the host, and agent ${first.label} has it too"
         "set uid on one of them"
     );
 
@@ -193,7 +222,8 @@ let
     in
     clashes agents (
       first: again:
-      error again [ "stateDir" ] again.key "must be unique on the host, and agent ${first.label} has it too"
+      error again [ "stateDir" ] again.key
+        "must be unique on the host, and agent ${first.label} has it too"
         "choose another directory for one of them"
     )
     ++ concatMap nested (firsts agents);
@@ -223,7 +253,8 @@ let
         map (explain first) (filter (again: again.secret.${field} != first.secret.${field}) (tail group));
       otherFile = unlike "file" (
         first: again:
-        at again "file" "is another file than agent ${first.agent.label} has for ${again.key}, ${first.secret.file}"
+        at again "file"
+          "is another file than agent ${first.agent.label} has for ${again.key}, ${first.secret.file}"
           "name the same file or rename one of the secrets; the variable of an env secret is set with variable"
       );
       otherName = unlike "name" (
@@ -247,9 +278,7 @@ let
         else if isFirst then
           [ (explain (elemAt group 1) (head group)) ]
         else
-          map (explain (head group)) (
-            filter (entry: entry.agent.label != (head group).agent.label) silent
-          );
+          map (explain (head group)) (filter (entry: entry.agent.label != (head group).agent.label) silent);
       byName = grouped entries;
     in
     concatMap otherFile byName
@@ -286,7 +315,12 @@ let
       ) agents;
       explain =
         rule:
-        { agent, i, entry, ... }:
+        {
+          agent,
+          i,
+          entry,
+          ...
+        }:
         error agent [ "publish" i ] entry.port rule "publish another port";
     in
     map (entry: explain "is ${hosts.${entry.key}}, ${entry.key}" entry) (
@@ -311,6 +345,7 @@ let
   bySlot = keyed (agent: toString agent.identity.slot) (firsts byUid);
 in
 concatMap pinned agents
+++ concatMap startable agents
 ++ concatMap distinctSecrets agents
 ++ concatMap distinctVariables agents
 ++ concatMap disjointEgress agents
@@ -318,6 +353,8 @@ concatMap pinned agents
 ++ uniqueUids byUid
 ++ uniqueSubnets bySlot
 ++ uniqueBridges (keyed (agent: agent.identity.bridge) known)
-++ separateStateDirs (keyed (agent: agent.stateDir) (filter (agent: agent.stateDir != null) (firsts named)))
+++ separateStateDirs (
+  keyed (agent: agent.stateDir) (filter (agent: agent.stateDir != null) (firsts named))
+)
 ++ uniquePorts { inherit host speechPort; } (firsts named)
 ++ ownSecrets (firsts named)

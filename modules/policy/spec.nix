@@ -39,25 +39,37 @@ let
         "write a name like \"coding\" or \"web-search\""
       )
       (
-        satisfying (
-          value:
-          !elem value [
-            "audit"
-            "auditd"
-          ]
-        ) "is reserved: the audit daemon has the user hermes-auditd and the group hermes-audit" "choose another name"
+        satisfying
+          (
+            value:
+            !elem value [
+              "audit"
+              "auditd"
+            ]
+          )
+          "is reserved: the audit daemon has the user hermes-auditd and the group hermes-audit"
+          "choose another name"
       );
 
   # Docker's reference grammar (distribution/reference): [domain/]path[:tag][@digest].
   image =
     let
       label = "([A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9-]*[A-Za-z0-9])";
-      domain = "(${label}(\\.${label})*|\\[[0-9a-fA-F:]+])(:[0-9]+)?";
+      # Without a colon or a dot Docker takes what is in front for a part of the path.
+      domain = "(${label}(\\.${label})*|\\[[0-9a-fA-F]*:[0-9a-fA-F:]*])(:[0-9]+)?";
       component = "[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*";
       reference = "(${domain}/)?${component}(/${component})*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?";
     in
-    types.matching reference "must be an image reference as Docker reads it"
-      "write repo@sha256:<64 hex digits>";
+    also
+      (types.matching reference "must be an image reference as Docker reads it"
+        "write repo@sha256:<64 hex digits>"
+      )
+      (
+        # Docker's limit is 255 with "docker.io/library/" in front.
+        satisfying (
+          value: stringLength (head (match "([^@]*).*" value)) <= 237
+        ) "must have at most 237 characters before its digest" "choose a shorter name"
+      );
 
   # Set by the host for every agent: a spec that could change them could make an agent pass for another.
   reservedVariables = [
@@ -85,7 +97,7 @@ let
     let
       named = variableName variable;
     in
-    if named.errors != [ ] then named else types.text value
+    if named.errors != [ ] then named else types.argument value
   );
 
   # Directories below /var/lib that belong to somebody else.
@@ -110,12 +122,10 @@ let
     in
     also
       (also types.text (
-        satisfying (path: stringLength path <= 200 && matches "/var/lib(/${segment})+" path)
-          (
-            "must be an absolute path below /var/lib, of letters, digits and . _ - only,"
-            + " without . or .. or empty parts, at most 200 characters"
-          )
-          "write a path like /var/lib/hermes-coding"
+        satisfying (path: stringLength path <= 200 && matches "/var/lib(/${segment})+" path) (
+          "must be an absolute path below /var/lib, of letters, digits and . _ - only,"
+          + " without . or .. or empty parts, at most 200 characters"
+        ) "write a path like /var/lib/hermes-coding"
       ))
       (
         path:
@@ -132,15 +142,23 @@ let
   uid =
     let
       ranges = [
-        [ 400 60000 ]
-        [ 65536 524287 ]
-        [ 1879048192 2147483646 ]
+        [
+          400
+          60000
+        ]
+        [
+          65536
+          524287
+        ]
+        [
+          1879048192
+          2147483646
+        ]
       ];
       inRange = value: range: value >= head range && value <= builtins.elemAt range 1;
     in
-    satisfying (
-      value: isInt value && any (inRange value) ranges
-    ) "must be an integer in 400 to 60000, 65536 to 524287 or 1879048192 to 2147483646"
+    satisfying (value: isInt value && any (inRange value) ranges)
+      "must be an integer in 400 to 60000, 65536 to 524287 or 1879048192 to 2147483646"
       "leave it out for a derived uid";
 
   # Bytes, or a number with a unit; a unit is binary, as it is for Docker (k = 1024).
@@ -159,7 +177,7 @@ let
       parse =
         text:
         let
-          wellFormed = matches "(0|[1-9][0-9]{0,14})([kKmMgGtT]([iI]?[bB])?|[bB])?" text;
+          wellFormed = matches "(0|[1-9][0-9]{0,15})([kKmMgGtT]([iI]?[bB])?|[bB])?" text;
           found = if wellFormed then match "([0-9]+)(.?).*" (lower text) else null;
           # "512b" and "512" are bytes.
           unit = units.${builtins.elemAt found 1} or 1;
@@ -171,7 +189,14 @@ let
           most + 1
         else
           number * unit;
-      bytes = value: if isInt value then value else if isString value then parse value else null;
+      bytes =
+        value:
+        if isInt value then
+          value
+        else if isString value then
+          parse value
+        else
+          null;
     in
     value:
     let
@@ -197,11 +222,12 @@ let
       (isInt value || isFloat value)
       && value >= 0.01
       && value <= 1024
+      && (value < 1000 || whole * 1.0 == value * 1.0) # Nix 2.8 writes six digits
       && thousandths / 1000.0 == value * 1.0
     then
       valid (if whole * 1.0 == value * 1.0 then whole else value)
     else
-      invalid value "must be a number of CPUs from 0.01 to 1024, in steps of 0.001"
+      invalid value "must be a number of CPUs from 0.01 to 1024, in steps of 0.001, and from 1000 in whole ones"
         "write a number like 0.5 or 2";
 
   protocol = types.oneOf [
@@ -286,7 +312,8 @@ let
     also
       (record "a secret" {
         name.type =
-          types.matching "[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}" "must be 1 to 64 letters, digits and . _ -, not . or - first"
+          types.matching "[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
+            "must be 1 to 64 letters, digits and . _ -, not . or - first"
             "write a name like \"openai-key\"";
         file.type = secretFile;
         as = {
@@ -308,7 +335,8 @@ let
       (
         value:
         if value.as == "file" && value.variable != null then
-          invalid value.variable "is of no use, because as = \"file\"" "set as = \"env\", or leave variable out"
+          invalid value.variable "is of no use, because as = \"file\""
+            "set as = \"env\", or leave variable out"
         else if value.as == "file" || value.variable != null then
           valid value
         else if (variableName value.name).errors != [ ] then
@@ -318,8 +346,7 @@ let
           valid (value // { variable = value.name; })
       );
 
-  settings = also (satisfying isAttrs
-    "must be an attribute set, the content of Hermes' config.yaml"
+  settings = also (satisfying isAttrs "must be an attribute set, the content of Hermes' config.yaml"
     "write { … }"
   ) types.json;
 
@@ -329,7 +356,7 @@ record "an agent spec" {
   name.type = name;
   image = field (nullOr image) null;
   allowMutableImage = field types.bool false;
-  command = field (listOf "strings" types.text) [ ];
+  command = field (listOf "strings" types.argument) [ ];
   environment = field environment { };
   settings = field settings { };
   secrets = field (listOf "secrets" secret) [ ];

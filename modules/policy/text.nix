@@ -28,7 +28,8 @@ let
       head (match "(.*[ -~])?[^ -~]*" (substring 0 limit text)) + "…";
 
   # A key as one would write it: bare where Nix allows that, else quoted.
-  key = name: if match "[A-Za-z_][A-Za-z0-9_'-]{0,63}" name != null then name else shorten 60 (toJSON name);
+  key =
+    name: if match "[A-Za-z_][A-Za-z0-9_'-]{0,63}" name != null then name else shorten 60 (toJSON name);
 
   # Any value on one short line; never evaluates deeper than it shows and never throws.
   show =
@@ -51,9 +52,7 @@ let
             if value ? outPath then
               "«package»"
             else
-              "{ ${
-                sample depth (name: "${key name} = ${go (depth - 1) value.${name}};") (attrNames value)
-              }}";
+              "{ ${sample depth (name: "${key name} = ${go (depth - 1) value.${name}};") (attrNames value)}}";
         }
         .${typeOf value} or (toJSON value);
     in

@@ -7,6 +7,7 @@ let
     concatStringsSep
     elem
     filter
+    fromJSON
     genList
     elemAt
     isAttrs
@@ -18,9 +19,11 @@ let
     listToAttrs
     match
     stringLength
+    toJSON
     typeOf
     ;
   inherit (import ./text.nix) nearest show;
+  inherit (import ./yaml.nix) toYaml;
 
   valid = value: {
     inherit value;
@@ -55,6 +58,12 @@ let
     in
     if result.errors == [ ] then second result.value else result;
 
+  # What is handed to a program: Linux takes no argument of more than 128 KiB (execve(2)).
+  argument = also text (
+    satisfying (
+      value: stringLength value <= 100000
+    ) "must have at most 100000 bytes, as Linux takes no longer argument" "put it in a file in the state directory"
+  );
   bool = satisfying isBool "must be true or false" "write true or false without quotes";
   text = satisfying isString "must be a string" "put it in double quotes";
   matching =
@@ -62,9 +71,9 @@ let
     also text (satisfying (matches pattern) rule fix);
   intBetween =
     low: high: what:
-    satisfying (
-      value: isInt value && value >= low && value <= high
-    ) "must be ${what}, an integer from ${toString low} to ${toString high}" "write it as a plain number in that range";
+    satisfying (value: isInt value && value >= low && value <= high)
+      "must be ${what}, an integer from ${toString low} to ${toString high}"
+      "write it as a plain number in that range";
   oneOf =
     choices:
     satisfying (
@@ -156,17 +165,21 @@ let
       in
       {
         value = listToAttrs (
-          map ({ name, result }: {
-            inherit name;
-            inherit (result) value;
-          }) (filter (entry: entry.result.errors == [ ]) results)
+          map (
+            { name, result }:
+            {
+              inherit name;
+              inherit (result) value;
+            }
+          ) (filter (entry: entry.result.errors == [ ]) results)
         );
         errors =
           concatMap unknown (filter (name: !(fields ? ${name})) (attrNames value))
           ++ concatMap (entry: entry.result.errors) results;
       };
 
-  # Data that survives a trip through JSON unchanged. Paths and packages would silently turn into strings.
+  # Data that survives a trip through JSON and YAML unchanged. Paths and packages would silently turn into strings; of a
+  # number Nix 2.8 keeps six digits; "1e+22" is a string to YAML 1.1, and a key of more than 1024 characters is none.
   json =
     let
       depthLimit = 64;
@@ -183,7 +196,19 @@ let
               if value ? outPath || value ? __toString then
                 invalid value "must be plain data, and a package is not" "write the text that you mean"
               else
-                attrsOf "JSON values" (_: go (depth + 1)) value;
+                attrsOf "JSON values" (
+                  name: item:
+                  if stringLength (toYaml name) > 1000 then
+                    invalid name "must be a key of at most 1000 characters, as JSON has it" "choose a shorter one"
+                  else
+                    go (depth + 1) item
+                ) value;
+            float =
+              if match "-?[0-9]+(\\.[0-9]+(e[-+][0-9]+)?)?" (toJSON value) != null && fromJSON (toJSON value) == value then
+                valid value
+              else
+                invalid value "must be a number that JSON and YAML keep to its last digit"
+                  "round it to six digits, or put it in double quotes";
           }
           .${typeOf value} or (valid value);
     in
@@ -194,6 +219,7 @@ in
 {
   inherit
     also
+    argument
     attrsOf
     bool
     intBetween

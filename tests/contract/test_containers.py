@@ -74,11 +74,22 @@ def test_agent_cannot_make_its_root_writable(outcomes: Callable[..., None]) -> N
     outcomes("make the root file system writable")
 
 
+@claim("C2")
+def test_nothing_but_state_and_memory_is_mounted_writable(shared_machine: Machine, agents: Mapping[str, Agent]) -> None:
+    """Whoever owns what is there: of the probe image, all is root's, so that an agent could write nothing anyway."""
+    for agent in agents.values():
+        mounts = container_mounts(shared_machine.host, agent)
+        writable = {mount.point for mount in mounts if "rw" in mount.options}
+        assert agent.state_dir in writable  # the control
+        of_memory = {mount.point for mount in mounts if mount.type in ("tmpfs", "devpts", "mqueue", "proc")}
+        assert writable - of_memory == {agent.state_dir}, agent.name
+
+
 @claim("C3")
 def test_a_restart_makes_a_new_container_that_keeps_the_state(restarted: Restarted) -> None:
     host, agent = restarted.machine.host, restarted.agent
     assert restarted.before != restarted.after
-    assert host.file(f"{agent.state_dir}/kept").content_string == "kept\n"
+    assert host.run("cat %s/kept", agent.state_dir).stdout == "kept\n"
 
 
 @claim("C3")

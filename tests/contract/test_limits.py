@@ -18,7 +18,7 @@ from harness.probes.programs import Answers, cgroup, counters, start_inside, wai
 from harness.vm.machine import Machine
 
 claim = pytest.mark.claim
-pytestmark = pytest.mark.recorded
+recorded = pytest.mark.recorded
 
 PATIENCE = 15.0
 """Seconds in which the others are served: a hundred times what it takes by itself, for a host under emulation and load.
@@ -61,6 +61,23 @@ def count_tasks(machine: Machine) -> int:
 
 
 @claim("D4")
+def test_the_kernel_holds_every_agent_to_its_limits(shared_machine: Machine, agents: Mapping[str, Agent]) -> None:
+    """Its cgroup's own; the control is a service of the host that has none."""
+    files = ("pids.max", "memory.max", "memory.swap.max", "cpu.max")
+
+    def limits(directory: str) -> list[str]:
+        return shared_machine.host.check_output(f"cd {quote(directory)} && cat {' '.join(files)}").splitlines()
+
+    assert limits("/sys/fs/cgroup/system.slice/ssh.service")[1:] == ["max", "max", "max 100000"]
+    for agent in agents.values():
+        pids, memory, swap, cpu = limits(cgroup(shared_machine, agent))
+        assert (pids, memory, swap) == (str(agent.limits.pids), str(agent.limits.memory), "0"), agent.name
+        quota, period = cpu.split()
+        assert quota != "max" and int(quota) / int(period) == pytest.approx(agent.limits.cpus), agent.name
+
+
+@claim("D4")
+@recorded
 def test_a_fork_bomb_on_all_processors_leaves_the_others_theirs(
     machine: Machine, attackers: list[Agent], neighbour: Agent
 ) -> None:
@@ -82,6 +99,7 @@ def test_a_fork_bomb_on_all_processors_leaves_the_others_theirs(
 
 
 @claim("D4")
+@recorded
 def test_full_memory_and_temporary_files_leave_the_others_theirs(
     machine: Machine, attackers: list[Agent], neighbour: Agent
 ) -> None:
@@ -102,6 +120,7 @@ def test_full_memory_and_temporary_files_leave_the_others_theirs(
 
 
 @claim("D4")
+@recorded
 def test_no_descriptor_and_no_watch_is_taken_from_the_others(
     machine: Machine, attackers: list[Agent], neighbour: Agent
 ) -> None:
@@ -131,6 +150,7 @@ def count_flows(machine: Machine) -> int:
 
 
 @claim("D4")
+@recorded
 def test_a_flood_leaves_the_others_their_network(machine: Machine, attackers: list[Agent], neighbour: Agent) -> None:
     """The controls: who is granted anything has all the connections that it may, and each was refused the rest."""
     check_health(measure(machine, neighbour))
@@ -197,6 +217,7 @@ def used_blocks(machine: Machine, agent: Agent) -> int:
 
 
 @claim("D4")
+@recorded
 def test_no_agent_has_more_of_the_disk_than_its_quota(quota_machine: Machine, quota_plan: Plan) -> None:
     machine, agents = quota_machine, list(quota_plan.agents.values())
     for agent in agents:
@@ -221,6 +242,7 @@ def test_no_agent_has_more_of_the_disk_than_its_quota(quota_machine: Machine, qu
 
 
 @claim("D4")
+@recorded
 def test_no_agent_has_more_files_than_its_quota(quota_machine: Machine, quota_plan: Plan) -> None:
     """The control is that it may have some, and a neighbour more."""
     limited = [agent for agent in quota_plan.agents.values() if agent.limits.disk]

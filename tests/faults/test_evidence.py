@@ -8,6 +8,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from harness.evidence import directory_for
 from harness.lab import Lab
 from harness.policy import Plan
 from tests.faults.support import BOOT_PATIENCE, environment, pytest_command, run_pytest, vm_options
@@ -63,7 +64,7 @@ def test_the_run_fails_as_it_would_without_evidence(failed: Run) -> None:
 
 
 def test_the_place_is_made_from_the_tests_id(failed: Run) -> None:
-    assert failed.evidence.name == "test_child-test_that_fails[a-b-c]"
+    assert failed.evidence == directory_for(failed.artifacts, "test_child.py::test_that_fails[a/b c]")
 
 
 def test_the_failure_names_the_place_and_a_command_that_opens_it(failed: Run) -> None:

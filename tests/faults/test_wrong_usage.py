@@ -84,6 +84,12 @@ def test_verify_names_an_unknown_claim(tmp_path: Path) -> None:
     check_refused(harness("verify", "--claim", "Z9", "--cache", tmp_path / "cache"), "Z9")
 
 
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_verify_says_at_once_where_it_cannot_write(option: str, tmp_path: Path) -> None:
+    done = harness("verify", option, tmp_path / "nowhere" / "verdict", "--cache", tmp_path / "cache")
+    check_refused(done, "there is no directory", str(tmp_path / "nowhere"))
+
+
 def test_verify_names_an_unknown_guest(tmp_path: Path) -> None:
     check_refused(harness("verify", "--guest", "nope", "--cache", tmp_path / "cache"), "'nope'", "debian")
 
@@ -107,7 +113,7 @@ def test_a_mistyped_option_is_answered_with_the_right_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "verify", "plan", "image", "image show", "image build", "image prune", "shell", "bench"]
+    "command", ["", "verify", "report", "plan", "image", "image show", "image build", "image prune", "shell", "bench"]
 )
 def test_every_command_explains_itself(command: str) -> None:
     done = harness(*command.split(), "--help")

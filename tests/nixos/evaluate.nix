@@ -33,29 +33,33 @@ let
     }).config;
 
   # What can be written as JSON; packages as their paths.
-  shown =
-    config:
-    {
-      inherit (config) assertions warnings networking;
-      inherit (config.tentaflake) plan;
-      inherit (config.users) users groups;
-      inherit (config.environment) etc;
-      inherit (config.services) dnsmasq tailscale;
-      inherit (config.systemd) slices sockets timers tmpfiles;
-      services = lib.mapAttrs (_: withoutUnset) config.systemd.services;
-      docker = config.virtualisation.docker.daemon.settings;
-      inherit (config.virtualisation.oci-containers) backend containers;
-      inherit (config) age;
-    };
+  shown = config: {
+    inherit (config) assertions warnings networking;
+    inherit (config.tentaflake) plan;
+    inherit (config.users) users groups;
+    etc = lib.mapAttrs (_: withValue) config.environment.etc;
+    inherit (config.services) dnsmasq tailscale;
+    inherit (config.systemd)
+      slices
+      sockets
+      timers
+      tmpfiles
+      ;
+    services = lib.mapAttrs (_: withoutUnset) config.systemd.services;
+    docker = config.virtualisation.docker.daemon.settings;
+    inherit (config.virtualisation.oci-containers) backend containers;
+    inherit (config) age;
+  };
+
+  # What is written as JSON to a file of the store.
+  withValue = file: file // lib.optionalAttrs (file.source ? value) { json = file.source.value; };
 
   # The one option here that has no default upstream.
   withoutUnset =
     service:
     removeAttrs service (
       [ "path" ]
-      ++ lib.optional (
-        !(builtins.tryEval service.startLimitIntervalSec).success
-      ) "startLimitIntervalSec"
+      ++ lib.optional (!(builtins.tryEval service.startLimitIntervalSec).success) "startLimitIntervalSec"
     );
 
   plain =

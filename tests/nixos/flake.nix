@@ -1,5 +1,9 @@
 # The flake's outputs with stand-ins for its inputs: nixpkgs' lib is real, and NixOS is what options.nix declares.
-{ nixpkgs, repository }:
+{
+  nixpkgs,
+  repository,
+  template, # the directory of the template's files, as somebody has them
+}:
 let
   lib = import (nixpkgs + "/lib") // {
     nixosSystem =
@@ -21,8 +25,9 @@ let
   inputs = {
     nixpkgs = {
       inherit lib;
-      legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (_: {
+      legacyPackages = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (system: {
         callPackage = _: _: (import ./packages.nix { inherit lib; }).docker;
+        stdenv.hostPlatform = lib.systems.elaborate system;
       });
     };
     agenix.nixosModules.default.options.agenix = lib.mkOption { default = "is here"; };
@@ -35,7 +40,7 @@ let
     in
     self;
   flake = call repository inputs;
-  template = call (repository + "/template") {
+  user = call (/. + template) {
     inherit (inputs) nixpkgs;
     tentaflake = flake;
   };
@@ -44,13 +49,7 @@ let
       flake.nixosModules.default
       (repository + "/harness/guests/files/nixos.nix")
       {
-        _module.args.network = {
-          ipv4 = "192.168.50.1";
-          ipv6 = "fd00:50::1";
-          gateway4 = "192.168.50.2";
-          gateway6 = "fd00:50::2";
-          resolvers = "/etc/resolv.upstream";
-        };
+        _module.args.network = lib.importJSON (repository + "/harness/guests/files/lan.json");
         tentaflake.agents.coding = { };
         tentaflake.host.tailnetInterface = "tailscale0";
       }
@@ -61,7 +60,10 @@ let
 in
 {
   inherit (flake) plans;
-  template = template.plans;
+  template = {
+    inherit (user) plans;
+    configurations = lib.mapAttrs (_: configured) user.nixosConfigurations;
+  };
   configurations = lib.mapAttrs (_: configured) flake.nixosConfigurations;
   platforms = lib.mapAttrs (_: host: host.config.nixpkgs.hostPlatform) flake.nixosConfigurations;
   guest = {
@@ -84,6 +86,6 @@ in
     "formatter"
     "packages"
   ] (output: lib.attrNames flake.${output});
-  packages = lib.attrNames flake.packages.x86_64-linux;
-  checks = lib.attrNames flake.checks.x86_64-linux;
+  packages = lib.mapAttrs (_: lib.attrNames) flake.packages;
+  checks = lib.mapAttrs (_: lib.attrNames) flake.checks;
 }

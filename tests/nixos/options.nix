@@ -175,14 +175,22 @@ in
     services.tailscale.interfaceName = optional types.str "tailscale0";
 
     systemd.services = many service;
-    systemd.slices = many { options = unit // { sliceConfig = section; }; };
+    systemd.slices = many {
+      options = unit // {
+        sliceConfig = section;
+      };
+    };
     systemd.sockets = many {
       options = unit // {
         listenStreams = strings;
         socketConfig = section;
       };
     };
-    systemd.timers = many { options = unit // { timerConfig = section; }; };
+    systemd.timers = many {
+      options = unit // {
+        timerConfig = section;
+      };
+    };
     systemd.tmpfiles.settings = optional (types.attrsOf (
       types.attrsOf (types.attrsOf (types.submodule tmpfile))
     )) { };

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
-from hypothesis import strategies as st
 
 from harness.nixpkgs import EVALUATE
 from harness.policy import REPOSITORY, run_nix
+from harness.strategies import hosts as any_hosts
 
 Configuration = dict[str, Any]
 Host = dict[str, Any]
@@ -26,75 +26,7 @@ quick = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
-# A NUL is the one character that no string of Nix, no argument and no variable can hold.
-text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8) | st.sampled_from(
-    ["'", '"', "a b", "$HOME", "$(id)", "%n", "\n", "\\", "--privileged", ""]
-)
-names = st.from_regex(r"[a-z]([a-z0-9-]{0,22}[a-z0-9])?", fullmatch=True)
-variables = st.from_regex(r"V[A-Z0-9_]{0,6}", fullmatch=True)
-secrets = st.lists(st.sampled_from(["file", "env"]), max_size=2)
-destinations = st.sampled_from(
-    [
-        {"network": "192.0.2.0/24"},
-        {"network": "198.51.100.7/32", "ports": [443, 80]},
-        {"network": "2001:db8::/32", "ports": [53], "protocol": "udp"},
-    ]
-)
-specs = st.fixed_dictionaries(
-    {"name": names},
-    optional={
-        "autoStart": st.booleans(),
-        "command": st.lists(text, max_size=3),
-        "cpus": st.sampled_from([1, 2, 0.5, 0.125]),
-        "disk": st.sampled_from([None, "1m", "3g", 1 << 31]),
-        "egress": st.sampled_from(["none", "internet"]) | st.lists(destinations, max_size=3, unique_by=str),
-        "environment": st.dictionaries(variables, text, max_size=3),
-        "image": st.just("localhost:5000/a/b@sha256:" + "0" * 64),
-        "memory": st.integers(1 << 24, 1 << 40) | st.sampled_from(["512m", "2GiB"]),
-        "pids": st.integers(8, 4096),
-        "secrets": secrets,
-        "settings": st.dictionaries(
-            text, text | st.integers(-9, 9) | st.none() | st.lists(text, max_size=2), max_size=3
-        ),
-        "stateDir": st.just("elsewhere"),
-        "tts": st.booleans(),
-        "uid": st.integers(70000, 500000),
-    },
-)
-
-
-def _told_apart(index: int, spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec with what has to be one agent's own: published ports, secrets, a state directory."""
-    told = dict(spec)
-    if "secrets" in told:
-        told["secrets"] = [
-            {"name": f"s{index}_{i}", "file": f"secrets/{index}-{i}.age", "as": way}
-            for i, way in enumerate(told["secrets"])
-        ]
-    if "stateDir" in told:
-        told["stateDir"] = f"/var/lib/agents/{told['name']}"
-    if told.get("autoStart", True):
-        told["publish"] = [8000 + index, {"port": 9000 + index, "target": 53, "protocol": "udp"}]
-    return told
-
-
-hosts = st.fixed_dictionaries(
-    {
-        "agents": st.lists(
-            specs, max_size=4, unique_by=(lambda spec: spec["name"], lambda spec: spec.get("uid", spec["name"]))
-        ).map(lambda agents: [_told_apart(index, spec) for index, spec in enumerate(agents)]),
-        "host": st.fixed_dictionaries(
-            {},
-            optional={
-                "name": st.just("elsewhere"),
-                "allowedTCPPorts": st.lists(st.sampled_from([22, 80, 443]), max_size=3),
-                "allowedUDPPorts": st.lists(st.just(41641), max_size=1),
-                "secretsIdentity": st.just("/persistent/key"),
-                "tailnetInterface": st.sampled_from([None, "tailscale0", "wg0"]),
-            },
-        ),
-    }
-)
+hosts = any_hosts(min_agents=0, max_agents=4)
 
 
 def evaluate_modules(nixpkgs: Path, given: Sequence[Host]) -> list[Configuration]:

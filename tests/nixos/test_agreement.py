@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from harness.fuzz.parsers import Stage
 from harness.guests import activate
 from harness.nixpkgs import EVALUATE
 from harness.policy import REPOSITORY, evaluate_specs, reference_plan, run_nix
 from tests.nixos.support import Configuration, Evaluate, Host, docker_run, hosts, quick, script
-from tests.unit.test_activate import Stage
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +183,12 @@ def test_secrets_are_the_same(configure: Evaluate, host: Host) -> None:
         owner = config["users"][secret["owner"]]["uid"], config["groups"][secret["group"]]["gid"]
         assert owner == activate.owner_of(plan, name)
         assert secret["mode"] == plan["secrets"][name]["mode"] == "0400"
+    for agent in plan["agents"].values():
+        condition = service(config, agent)["serviceConfig"].get("ExecCondition")
+        assert bool(condition) == bool(agent["secrets"]) == ("ExecCondition" in unit(activate.agent_unit(agent)))
+        for text in [script(condition), activate.condition_script(agent)] if condition else []:
+            paths = re.findall(r"/run/agenix/[\w.-]+", text)
+            assert set(paths) == {mounted["path"] for mounted in agent["secrets"]}
 
 
 @quick
@@ -224,10 +230,11 @@ def _run(text: str) -> tuple[int, str]:
     return done.returncode, done.stderr.strip().partition(":")[0]
 
 
-def test_the_host_is_the_same(configure: Evaluate) -> None:
+@quick
+@given(hosts)
+def test_the_host_is_the_same(configure: Evaluate, host: Host) -> None:
     """What is no agent's: Docker's settings, the slice, routing, the guard, the program that exports secrets."""
-    secret = {"name": "key", "file": "key.age", "as": "env"}
-    config = configure(agents=[{"name": "a", "secrets": [secret]}])
+    config = configure(**host)
     plan, files = config["plan"], activate.render(config["plan"])
     assert config["docker"] == plan["docker"]["settings"] | {"live-restore": False}  # which is Docker's default
     assert json.loads(files["daemon.json"][1]) == plan["docker"]["settings"]
@@ -250,6 +257,67 @@ def test_the_host_is_the_same(configure: Evaluate) -> None:
         name: [str(value)] for name, value in ours["timerConfig"].items()
     }
     assert ours["wantedBy"] == ["timers.target"]
+
+
+@quick
+@given(hosts)
+def test_audit_and_speech_are_the_same(configure: Evaluate, host: Host) -> None:
+    """The services that a plan describes by unit: on both hosts all that it says, and what to run."""
+    config = configure(**host)
+    plan, files = config["plan"], activate.render(config["plan"])
+    described = activate.services(plan)
+    for name, sections in described.items():
+        base, _, kind = name.partition(".")
+        nixos = config[f"{kind}s"][base]
+        section, settings = (
+            ("Service", nixos["serviceConfig"])
+            if kind == "service"
+            else ("Socket", nixos["socketConfig"] | {"ListenStream": nixos["listenStreams"]})
+        )
+        assert settings.items() >= sections[section].items()
+        to_run = {setting.partition("=")[0] for setting in activate.PROGRAMS.get(name, [])}
+        assert settings.keys() - sections[section].keys() <= to_run
+        assert nixos["description"] == sections["Unit"]["Description"]
+        for option, setting in (("after", "After"), ("requires", "Requires")):
+            assert nixos[option] == str(sections["Unit"].get(setting, "")).split()
+        debian = unit(files[f"units/{name}"][1])
+        for key, value in sections[section].items():
+            said = [line for line in debian[key] if f"{key}={line}" not in activate.PROGRAMS.get(name, [])]
+            assert said == ([value] if isinstance(value, str) else value)
+    ours = {f"{name}.{kind}" for kind in ("service", "socket") for name in config[f"{kind}s"]}
+    assert {name for name in ours if name.startswith(("hermes-auditd", "tentaflake-tts"))} == described.keys()
+    written = config["etc"].get("hermes-auditd/config.json", {}).get("json")
+    assert written == (json.loads(files["audit.json"][1]) if plan["agents"] else None)
+
+
+COMPARED = {
+    "plan.json": "test_typed_options_come_to_the_plan_of_the_specs",
+    "nftables.nft": "test_the_firewall_is_the_same",
+    "sysusers.conf": "test_users_and_groups_are_the_same",
+    "tmpfiles.conf": "test_directories_are_the_same",
+    "audit.json": "test_audit_and_speech_are_the_same",
+    "daemon.json": "test_the_host_is_the_same",
+    r"agents/[^/]+/start": "test_containers_are_run_with_the_same_flags",
+    r"agents/[^/]+/condition": "test_an_agent_without_its_secret_does_not_start",
+    r"agents/[^/]+/config\.yaml": "test_configurations_are_the_same",
+    r"units/docker-hermes-[^/]+\.service": "test_units_are_ordered_and_restarted_the_same",
+    r"units/(hermes-auditd|tentaflake-tts)\.(service|socket)": "test_audit_and_speech_are_the_same",
+    r"units/[a-z-]+\.slice": "test_the_host_is_the_same",
+    r"units/tentaflake-(routing\.service|guard\.timer)": "test_the_host_is_the_same",
+    r"units/tentaflake-guard\.service": "test_the_guard_compares_what_is_loaded_with_what_was",
+    r"units/nftables\.service": "test_the_guard_compares_what_is_loaded_with_what_was",
+}
+# agenix' own; and NixOS' targets.
+ON_DEBIAN_ONLY = ["units/tentaflake-secrets.service", "units/tentaflake.target"]
+
+
+@quick
+@given(hosts)
+def test_no_file_of_the_debian_host_has_been_forgotten(host: Host) -> None:
+    plan = json.loads(evaluate_specs(host["agents"], host=host["host"]).to_json())
+    for name in activate.render(plan).keys() - set(ON_DEBIAN_ONLY):
+        [test] = [test for pattern, test in COMPARED.items() if re.fullmatch(pattern, name)]
+        assert callable(globals()[test])
 
 
 def test_the_guard_compares_what_is_loaded_with_what_was(configure: Evaluate, tmp_path: Path) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.nixpkgs import EVALUATE
-from harness.policy import REPOSITORY, Plan, evaluate_flake, reference_plan, run_nix
+from harness.policy import REPOSITORY, Plan, PolicyError, evaluate_flake, reference_plan, run_nix
 from tests.policy.test_evaluation import git
 
 Node = dict[str, Any]
@@ -94,11 +96,13 @@ def test_there_is_one_nixpkgs(nodes: dict[str, Node]) -> None:
 
 
 @pytest.fixture(scope="module")
-def outputs(nixpkgs: Path) -> dict[str, Any]:
+def outputs(nixpkgs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    host = tmp_path_factory.mktemp("host")
+    shutil.copytree(REPOSITORY / "template", host, dirs_exist_ok=True)
+    (host / "hardware-configuration.nix").write_text('{ nixpkgs.hostPlatform = "x86_64-linux"; }')
     command = [*EVALUATE, str(Path(__file__).with_name("flake.nix")), "--argstr", "nixpkgs", str(nixpkgs)]
-    found: dict[str, Any] = json.loads(
-        run_nix([*command, "--arg", "repository", str(REPOSITORY)], subject="the flake's outputs")
-    )
+    arguments = ["--arg", "repository", str(REPOSITORY), "--argstr", "template", str(host)]
+    found: dict[str, Any] = json.loads(run_nix([*command, *arguments], subject="the flake's outputs"))
     return found
 
 
@@ -127,8 +131,11 @@ def test_what_has_secrets_brings_agenix(outputs: dict[str, Any]) -> None:
 
 def test_both_systems_have_everything(outputs: dict[str, Any]) -> None:
     assert all(systems == ["aarch64-linux", "x86_64-linux"] for systems in outputs["perSystem"].values())
-    assert {"default", "harness", "hermes-auditd", "hermes-image", "tentaflake-tts"} <= set(outputs["packages"])
-    assert {"hosts", "plan", "tests"} <= set(outputs["checks"])
+    programs = {"default", "harness", "hermes-auditd", "hermes-image", "tentaflake-tts"}
+    assert all(programs <= set(packages) for packages in outputs["packages"].values())
+    assert [system for system, packages in outputs["packages"].items() if "guest-image" in packages] == ["x86_64-linux"]
+    assert all({"formatting", "hosts", "plan", "tests"} <= set(checks) for checks in outputs["checks"].values())
+    assert [system for system, checks in outputs["checks"].items() if "suite" in checks] == ["x86_64-linux"]
 
 
 def test_the_guest_is_a_host_with_a_way_in_for_the_harness(outputs: dict[str, Any]) -> None:
@@ -143,41 +150,91 @@ def test_the_guest_is_a_host_with_a_way_in_for_the_harness(outputs: dict[str, An
 # --- the template
 
 
+PLACEHOLDER = "git+file:///where/tentaflake/is"
+
+
 def test_the_template_is_a_host_with_two_agents(outputs: dict[str, Any]) -> None:
-    assert outputs["template"]["my-host"]["agents"].keys() == {"coding", "writer"}
+    [plan] = outputs["template"]["plans"].values()
+    assert plan["agents"].keys() == {"coding", "writer"}
+    assert outputs["template"]["configurations"] == {"my-host": {"plan": plan, "assertions": []}}
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This flake, without the files that no plan needs."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a clone of this flake, without the files that no plan needs."""
     source = tmp_path_factory.mktemp("tentaflake")
     for name in ("flake.nix", "flake.lock", "agents.nix", "host.nix"):
         shutil.copy(REPOSITORY / name, source)
-    shutil.copytree(REPOSITORY / "modules", source / "modules", ignore=shutil.ignore_patterns("__pycache__"))
-    return source
+    for name in ("modules", "template"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    git(source, "init")
+    git(source, "add", ".")
+    git(source, "commit", "-m", "tentaflake")
+    return f"git+file://{source}"
 
 
-def evaluate_with(source: Path, host: Path) -> Plan:
-    """The plan of the host in this directory, whose flake has ``source`` for its input."""
+def evaluate_with(source: str, host: Path) -> Plan:
+    """The plan of the host in this directory, whose flake gets ``source`` for its input."""
     written = (host / "flake.nix").read_text()
-    assert "github:OWNER/tentaflake" in written
-    (host / "flake.nix").write_text(written.replace("github:OWNER/tentaflake", f"path:{source}"))
+    assert PLACEHOLDER in written
+    (host / "flake.nix").write_text(written.replace(PLACEHOLDER, source))
     git(host, "init")
     git(host, "add", ".")
     return evaluate_flake(f"{host}#my-host")
 
 
-def test_the_template_can_be_verified_as_it_is(source: Path, tmp_path: Path) -> None:
-    shutil.copytree(REPOSITORY / "template", tmp_path / "host")
-    plan = evaluate_with(source, tmp_path / "host")
+@pytest.fixture
+def host(source: str, tmp_path: Path) -> Path:
+    """What `nix flake init -t` makes in an empty directory. It takes a store whose paths are where they say."""
+    directory, store = tmp_path / "host", tmp_path / "nix"
+    directory.mkdir()
+    places = {f"NIX_{name}_DIR": str(store / name.lower()) for name in ("STORE", "STATE", "LOG")}
+    command = ["nix", "--extra-experimental-features", "nix-command flakes", "flake", "init", "-t", source]
+    variables = os.environ | places | {"XDG_CACHE_HOME": str(store / "cache")}
+    subprocess.run(command, cwd=directory, env=variables, stdin=subprocess.DEVNULL, check=True)
+    return directory
+
+
+def test_the_template_can_be_verified_as_it_is(source: str, host: Path) -> None:
+    plan = evaluate_with(source, host)
     assert plan.host.name == "my-host"
     assert {name: agent.egress for name, agent in plan.agents.items()} == {"coding": "internet", "writer": "none"}
 
 
-def test_the_flake_in_the_documentation_can_be_verified(source: Path, tmp_path: Path) -> None:
+def test_whoever_forgets_to_say_where_the_flake_is_gets_nobody_elses(host: Path) -> None:
+    git(host, "init")
+    git(host, "add", ".")
+    with pytest.raises(PolicyError, match="/where/tentaflake/is"):
+        evaluate_flake(f"{host}#my-host")
+
+
+def test_a_line_adds_an_agent_and_changes_no_other(source: str, host: Path) -> None:
+    before = evaluate_with(source, host)
+    agents = (host / "agents.nix").read_text()
+    (host / "agents.nix").write_text(agents.replace("\n]", '\n  (mkHermesAgent { name = "third"; memory = "1g"; })\n]'))
+    after = evaluate_flake(f"{host}#my-host")
+    assert after.agents.keys() == {"coding", "third", "writer"}
+    assert {name: after.agents[name] for name in before.agents} == before.agents
+
+
+def test_a_mistake_is_told_in_the_policys_words(source: str, host: Path) -> None:
+    evaluate_with(source, host)
+    agents = (host / "agents.nix").read_text()
+    (host / "agents.nix").write_text(agents.replace('"internet"', '"everywhere"'))
+    with pytest.raises(PolicyError, match=r"agent coding: egress = \"everywhere\""):
+        evaluate_flake(f"{host}#my-host")
+
+
+def test_the_flake_in_the_documentation_can_be_verified(source: str, tmp_path: Path) -> None:
     [flake] = re.findall(r"```nix\n(\{\n  inputs.*?)```", (REPOSITORY / "docs" / "nixos.md").read_text(), re.DOTALL)
     (tmp_path / "flake.nix").write_text(flake)
     shutil.copy(REPOSITORY / "template" / "agents.nix", tmp_path)
     plan = evaluate_with(source, tmp_path)
     assert plan.host.tailnet_interface == "tailscale0"
     assert plan.agents.keys() == {"coding", "writer"}
+
+
+def test_the_commands_in_the_documentation_name_the_same_place() -> None:
+    text = (REPOSITORY / "docs" / "nixos.md").read_text()
+    assert text.count(PLACEHOLDER) == 3
+    assert f"nix flake init -t {PLACEHOLDER} " in text and f"nix run {PLACEHOLDER}#verify --" in text

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.fuzz.parsers import nft_check, nft_obstacle
 from harness.policy import Plan, evaluate
 
 Specs = list[dict[str, Any]]
@@ -46,18 +45,10 @@ def table(plan: Plan) -> str:
     return f"table {plan.nftables.family} {plan.nftables.table} {{\n{plan.nftables.content}}}\n"
 
 
-def nft_check(text: str) -> subprocess.CompletedProcess[str]:
-    """`nft --check` in a network namespace of its own: it asks the kernel, so it needs one where it may."""
-    own = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
-    command = [*own, "nft", "--check", "--file", "-"]
-    return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _kernel_takes_any_rule() -> None:
-    done = nft_check("table inet t { chain c { type filter hook input priority 0; ct state new accept; }; }")
-    if done.returncode != 0:
-        pytest.skip(f"nft cannot ask this kernel: {done.stderr.strip()}")
+    if reason := nft_obstacle():
+        pytest.skip(reason)
 
 
 @pytest.mark.parametrize("tailnet", [None, "tailscale0"])

@@ -190,6 +190,20 @@ def test_another_kernel_is_tried_anew(cache: Cache, image: Image, trials: list[G
 
 
 @pytest.mark.usefixtures("device")
+def test_after_another_start_of_the_machine_it_is_tried_anew(
+    cache: Cache, image: Image, trials: list[Guest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accelerator, "BOOT_ID", tmp_path / "boot_id")
+    verdicts: list[str] = []
+    for boot in ("first", "first", "second", "second"):
+        (tmp_path / "boot_id").write_text(boot)
+        if len(verdicts) in (0, 2):
+            trials.append(silent if boot == "first" else alive)
+        verdicts.append(find_accelerator(cache, image).accelerator)
+    assert verdicts == ["tcg", "tcg", "kvm", "kvm"]
+
+
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("content", ["", "{", "{}", '"kvm"'])
 def test_a_spoilt_record_is_tried_anew(cache: Cache, image: Image, trials: list[Guest], content: str) -> None:
     trials += [silent, alive]

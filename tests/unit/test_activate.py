@@ -16,50 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.fuzz.parsers import Stage
 from harness.guests import activate
 from harness.policy import reference_plan
+from harness.strategies import hostile
 from tests.unit.support import PROPERTY
 
 PlanData = dict[str, Any]
-RECORDER = """#!/bin/sh
-printf '%s\\0' "$#" "${0##*/}" "$@" >> "$RECORD"
-[ "${0##*/} $1 $2" != "docker network inspect" ] || printf '%s\\n' "$LABEL"
-"""
-HOSTILE = [
-    "",
-    " ",
-    "two words",
-    "'",
-    '"',
-    'it\'s "both"',
-    "a\nb",
-    "a\rb",
-    "$(touch /pwned)",
-    "`touch /pwned`",
-    "${HOME}",
-    "$$",
-    "%n %i %%",
-    "\\",
-    "\\\\n",
-    "; reboot",
-    "&& reboot",
-    "| cat",
-    "> /etc/passwd",
-    "*",
-    "~",
-    "--privileged",
-    "-v/:/host",
-    "{{.Name}}",
-    "ünï©ødé ☂ 🦑",
-    "\u202e",
-    "\x01\x1b[31m",
-    "EOF\n",
-    "#",
-    "a=b=c",
-]
-WORD = st.sampled_from(HOSTILE) | st.text(
-    st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30
-)
+WORD = hostile()
 
 
 @pytest.fixture(scope="module")
@@ -83,33 +47,6 @@ def changed(data: dict[str, Any], **container: Any) -> dict[str, Any]:
     agent = copy.deepcopy(data)
     agent["container"] |= container
     return agent
-
-
-class Stage:
-    """A place to run start scripts in, where every program only writes down its arguments."""
-
-    def __init__(self, directory: Path) -> None:
-        self.programs = directory / "bin"
-        self.record = directory / "record"
-        self.environment = {"PATH": str(self.programs), "RECORD": str(self.record)}
-        self.programs.mkdir()
-        for name in ("docker", "setpriv", "setquota", "findmnt"):
-            (self.programs / name).write_text(RECORDER)
-            (self.programs / name).chmod(0o755)
-
-    def run(self, script: str, label: str = "") -> list[list[str]]:
-        """The commands that the script ran, each word as the program received it."""
-        self.record.write_bytes(b"")
-        subprocess.run(
-            ["/bin/sh", "-c", script], env={**self.environment, "LABEL": label}, check=True, stdin=subprocess.DEVNULL
-        )
-        words = self.record.read_bytes().decode().split("\0")[:-1]
-        commands = []
-        while words:
-            end = int(words[0]) + 2
-            commands.append(words[1:end])
-            words = words[end:]
-        return commands
 
 
 @pytest.fixture(scope="module")

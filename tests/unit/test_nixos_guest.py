@@ -127,6 +127,10 @@ def test_a_switch_sends_what_the_machine_lacks_and_no_more(install: Install, tmp
     assert given["secrets"] is None
 
 
+def test_the_flakes_own_image_is_on_the_same_wire() -> None:
+    assert json.loads((nixos.EXPRESSION.parent / "files" / "lan.json").read_text()) == nixos.lan()
+
+
 # --- how it waits
 
 

@@ -1,9 +1,11 @@
 """The workflows of GitHub Actions: what they may do, and that what they call is there."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from _pytest.mark.expression import Expression
 
 from tests.unit.support import REPOSITORY
 
@@ -43,3 +45,42 @@ def test_every_suite_of_tests_is_run() -> None:
     text = (REPOSITORY / ".github" / "workflows" / "ci.yml").read_text()
     suites = [path.parent.name for path in REPOSITORY.glob("tests/*/__init__.py")]
     assert [suite for suite in suites if f"tests/{suite}" not in text] == []
+
+
+def rows() -> list[dict[str, str]]:
+    """The jobs of the matrix of tests."""
+    text = (REPOSITORY / ".github" / "workflows" / "ci.yml").read_text()
+    matrix = text.partition("        include:\n")[2].partition("    env:\n")[0]
+    return [dict(re.findall(r"(\w+): (.+)", row)) for row in matrix.split("          - ")[1:]]
+
+
+def test_guests_and_suites_are_crossed() -> None:
+    found = {(row["guest"], row["suite"].split()[0]) for row in rows()}
+    assert found >= {("debian", suite) for suite in ("policy", "contract", "services", "fuzz")}
+    assert found >= {("nixos", suite) for suite in ("contract", "fuzz")}  # the others have no machine
+    assert [row for row in rows() if (row["guest"] == "nixos") != (row.get("unproven") == "true")] == []
+
+
+def test_every_test_is_in_one_shard() -> None:
+    shards: dict[tuple[str, str], set[int]] = {}
+    for row in rows():
+        if split := re.search(r"--splits (\d+) --group (\d+) (.+)", row["tests"]):
+            shards.setdefault((row["guest"], f"{split[1]} {split[3]}"), set()).add(int(split[2]))
+    assert shards
+    for (_, suite), groups in shards.items():
+        assert groups == set(range(1, int(suite.split()[0]) + 1)), suite
+
+
+def test_every_marker_that_pytest_leaves_out_is_asked_for_where_it_is_used() -> None:
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    asked = [(row["tests"].split(), Expression.compile(row["marks"])) for row in rows() if "marks" in row]
+    for mark in re.findall(r"not (\w+)", settings["addopts"][-1]):
+        files = [path for path in REPOSITORY.glob("tests/*/**/*.py") if f"pytest.mark.{mark}" in path.read_text()]
+        folders = {"/".join(path.relative_to(REPOSITORY).parts[:2]) for path in files}
+        assert folders
+        for folder in folders:
+            assert any(folder in tests and each.evaluate(mark.__eq__) for tests, each in asked), (folder, mark)
+
+
+def test_a_name_of_an_artefact_can_be_a_file() -> None:
+    assert all(re.fullmatch(r"[a-z0-9 ]+", row["guest"] + row["suite"]) for row in rows())

@@ -1,0 +1,939 @@
+"""Mutants: deliberate breaks of the host, each of which the tests of its claim have to notice.
+
+A mutant acts in one place, or in two where a second defence would hide the first one's loss:
+    InPolicy    other text in a copy of modules/policy, which the whole run then evaluates
+    InPlan      another plan than the policy made
+    InGuest     shell commands, as root in the running machine
+    InSources   other text in a copy of this repository
+
+``harness.mutation`` does the deed and runs the tests; docs/writing-a-claim.md says how to write one.
+"""
+
+import difflib
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from harness.contract import CLAIMS
+from harness.errors import HarnessError
+from harness.guests.canaries import canary
+from harness.policy import Agent, Plan
+
+
+@dataclass(frozen=True)
+class InPolicy:
+    """In ``file`` of modules/policy, ``new`` in the place of ``old``, which stands there once."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class InPlan:
+    change: Callable[[Plan], Plan]
+
+
+@dataclass(frozen=True)
+class InGuest:
+    """Shell commands; see ``script`` for the words and functions that they can use."""
+
+    commands: str
+
+
+@dataclass(frozen=True)
+class InSources:
+    """In ``file`` of a copy of this repository, from which the tests are then run, ``new`` in the place of ``old``."""
+
+    file: str
+    old: str
+    new: str
+
+
+Act = InPolicy | InPlan | InGuest | InSources
+Moment = Literal["running", "before"]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One deliberate break. ``text`` is one sentence; A and B are the first two agents of the host.
+
+    ``tests`` are the names of the tests (functions) of the claim that have to notice, where all of them would take
+    minutes; by default all that are not marked ``recorded``.
+
+    ``moment``: ``running``, each machine is broken when a test gets it, whatever was done to it before, at no cost;
+    ``before``, a template of the broken host is made first, so that what tests do to a host once (restart an agent, …)
+    is done to a broken one. A mutant of policy or plan is ``running`` if it differs in the firewall alone.
+    """
+
+    id: str
+    claim: str
+    text: str
+    acts: Sequence[Act]
+    tests: Sequence[str] = ()
+    moment: Moment = "running"
+
+    @property
+    def places(self) -> str:
+        """Where it acts."""
+        names = {InPolicy: "policy", InPlan: "plan", InGuest: "guest", InSources: "sources"}
+        return " and ".join(dict.fromkeys(names[type(act)] for act in self.acts))
+
+
+@dataclass
+class _Registry:
+    mutants: dict[str, Mutant] = field(default_factory=dict)
+
+    def add(
+        self, name: str, claim: str, text: str, *acts: Act, tests: Sequence[str] = (), moment: Moment = "running"
+    ) -> None:
+        assert name not in self.mutants, f"two mutants are named {name!r}"
+        self.mutants[name] = Mutant(name, claim, text, acts, tests, moment)
+
+
+_registry = _Registry()
+_mutant = _registry.add
+MUTANTS = _registry.mutants
+
+
+def patch(file: Path, act: InPolicy | InSources, mutant: Mutant) -> None:
+    """Put the new text in the place of the old; raises ``HarnessError`` if that does not stand there once."""
+    text = file.read_text()
+    if text.count(act.old) != 1:
+        raise HarnessError(
+            f"mutant {mutant.id}: {act.old!r} stands {text.count(act.old)} times in {act.file}",
+            hint="the text was changed: write in harness/mutants.py what is to be broken there now",
+        )
+    file.write_text(text.replace(act.old, act.new))
+
+
+def find_mutant(name: str) -> Mutant:
+    """The mutant of that id; an unknown one says which are near."""
+    if name not in MUTANTS:
+        near = difflib.get_close_matches(name, MUTANTS, n=3) or [each for each in MUTANTS if name in each]
+        hint = f"did you mean {' or '.join(near)}?" if near else "`harness mutate --list` lists them"
+        raise HarnessError(f"there is no mutant {name!r}", hint=hint)
+    return MUTANTS[name]
+
+
+def mutants_of(claims: Iterable[str]) -> list[Mutant]:
+    """The mutants of these claims; if none is named, of all that are not to come."""
+    wanted = set(claims) or {claim.id for claim in CLAIMS.values() if not claim.to_come}
+    return [mutant for mutant in MUTANTS.values() if mutant.claim in wanted]
+
+
+# --- words for commands in the guest
+
+
+def script(commands: str, plan: Plan) -> str:
+    """A shell script of ``commands``, which can use the words ``$a_name``, ``$a_uid``, ``$a_user``, ``$a_state``,
+    ``$a_unit``, ``$a_bridge``, ``$a_container``, ``$a_secret`` (a file) of the first agent, the same with ``b`` of the
+    second and with ``z`` of the last, and the functions below."""
+    agents = list(plan.agents.values())
+    lines = ["set -eu"]
+    for letter, agent in zip("abz", (agents[0], agents[min(1, len(agents) - 1)], agents[-1]), strict=True):
+        lines += [f"{letter}_{name}={shlex.quote(str(value))}" for name, value in _words(agent).items()]
+    return "\n".join([*lines, FUNCTIONS, commands])
+
+
+def _words(agent: Agent) -> dict[str, object]:
+    return {
+        "name": agent.name,
+        "uid": agent.uid,
+        "user": agent.user,
+        "state": agent.state_dir,
+        "unit": f"{agent.service.name}.service",
+        "bridge": agent.network.bridge,
+        "container": agent.container.name,
+        "secret": agent.secrets[0].path if agent.secrets else "",
+    }
+
+
+FUNCTIONS = r"""
+pid_of() { pgrep -o -u "$1"; }
+cgroup_of() { echo "/sys/fs/cgroup$(cut -d : -f 3 "/proc/$(pid_of "$1")/cgroup")"; }
+unit_says() {  # UNIT LINE...: more lines for a unit, without starting it again
+  mkdir -p "/etc/systemd/system/$1.d"; unit=$1; shift
+  printf '%s\n' "$@" > "/etc/systemd/system/$unit.d/mutant.conf"; systemctl daemon-reload
+}
+replace() {  # FILE OLD NEW: text that stands there once
+  python3 -I -S -c 'import sys
+path, old, new = sys.argv[1:]
+text = open(path).read()
+assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {path}"
+open(path, "w").write(text.replace(old, new))' "$@"
+}
+inject_mount() {  # PID SOURCE TARGET: a path of the host into a running container (open_tree(2), move_mount(2))
+  python3 -I -S -c 'import ctypes, os, sys
+pid, source, target = sys.argv[1:]
+libc = ctypes.CDLL(None, use_errno=True)
+tree = libc.syscall(428, -100, source.encode(), 1 | 0o2000000)
+where = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
+done = tree < 0 or libc.setns(where, 0x20000) or libc.syscall(429, tree, b"", -100, target.encode(), 4)
+sys.exit(f"{source}: {os.strerror(ctypes.get_errno())}" if done else 0)' "$@"
+}
+give_capability() {  # FILE NUMBER...: capabilities that whoever runs a program has (capabilities(7))
+  python3 -I -S -c 'import os, struct, sys
+mask = sum(1 << int(number) for number in sys.argv[2:])
+value = struct.pack("<5I", 0x02000001, mask & 0xffffffff, 0, mask >> 32, 0)
+os.setxattr(os.path.realpath(sys.argv[1]), "security.capability", value)' "$@"
+}
+"""
+CAP_DAC_READ_SEARCH, CAP_KILL, CAP_SYS_PTRACE = 2, 5, 19
+ACTIVATE = "/usr/lib/tentaflake/activate.py"
+
+
+def replaced(file: str, old: str, new: str) -> str:
+    """A command that puts other text into a file of the guest."""
+    return f"replace {file} {shlex.quote(old)} {shlex.quote(new)}"
+
+
+# --- changes of a plan
+
+
+def first_container(change: Callable[[list[str]], list[str]]) -> InPlan:
+    """Other options for the first agent's container."""
+
+    def changed(plan: Plan) -> Plan:
+        agent = next(iter(plan.agents.values()))
+        container = msgspec.structs.replace(agent.container, options=change(agent.container.options))
+        return with_agent(plan, msgspec.structs.replace(agent, container=container))
+
+    return InPlan(changed)
+
+
+def with_agent(plan: Plan, agent: Agent) -> Plan:
+    return msgspec.structs.replace(plan, agents={**plan.agents, agent.name: agent})
+
+
+def option(old: str, *new: str) -> InPlan:
+    """For the first agent's container, others in the place of the option that begins with ``old``."""
+
+    def change(options: list[str]) -> list[str]:
+        [found] = [each for each in options if each.startswith(old)]
+        at = options.index(found)
+        return [*options[:at], *new, *options[at + 1 :]]
+
+    return first_container(change)
+
+
+def more_options(*new: str) -> InPlan:
+    return first_container(lambda options: [*options, *new])
+
+
+def secret_as_variable(plan: Plan) -> Plan:
+    """The value of the first agent's first secret, where anybody can read the plan."""
+    agent = next(iter(plan.agents.values()))
+    value = canary(agent.secrets[0].file).decode()
+    environment = {**agent.container.environment, "MODEL_API_KEY": value}
+    return with_agent(
+        plan,
+        msgspec.structs.replace(agent, container=msgspec.structs.replace(agent.container, environment=environment)),
+    )
+
+
+def firewall(old: str, new: str) -> InPolicy:
+    return InPolicy("firewall.nix", old, new)
+
+
+# --- users
+
+_mutant(
+    "same-uid",
+    "U1",
+    "B's user has the uid of A's.",
+    InGuest('sed -i "s/^$b_user:x:$b_uid:/$b_user:x:$a_uid:/" /etc/passwd'),
+)
+_mutant("docker-group", "U1", "A is in the group docker.", InGuest('gpasswd -a "$a_user" docker'))
+_mutant(
+    "login-shell", "U1", "A has a login shell.", InGuest('sed -i "/^$a_user:/s|/usr/sbin/nologin|/bin/sh|" /etc/passwd')
+)
+_mutant("password", "U1", "A has an empty password.", InGuest('passwd -d "$a_user"'))
+_mutant(
+    "set-uid-interpreter",
+    "U2",
+    "An interpreter on the host is set-uid root, so that A can trace whom it likes.",
+    InGuest('chmod u+s "$(realpath /usr/bin/python3)"'),
+)
+_mutant(
+    "shell-with-capabilities",
+    "U2",
+    "A shell on the host may look into any process.",
+    InGuest(f'give_capability "$(command -v busybox)" {CAP_SYS_PTRACE} {CAP_DAC_READ_SEARCH}'),
+)
+_mutant(
+    "signals-for-all",
+    "U2",
+    "A shell on the host may send a signal to any process.",
+    InGuest(f'give_capability "$(command -v busybox)" {CAP_KILL}'),
+)
+_mutant(
+    "renumbered",
+    "U3",
+    "A change of the agents gives A, who stays, another uid.",
+    InGuest('sed -i "s/^$a_user:x:$a_uid:/$a_user:x:$((a_uid + 1)):/" /etc/passwd'),
+)
+_mutant(
+    "files-of-those-who-stay",
+    "U3",
+    "A change of the agents writes A's files anew.",
+    InGuest('cp -a "$a_state/starts" "$a_state/new" && mv "$a_state/new" "$a_state/starts"'),
+)
+
+# --- directories
+
+_mutant(
+    "state-0755",
+    "D1",
+    "A's state directory is 0755.",
+    InGuest('chmod 0755 "$a_state"'),
+    tests=["test_state_directories_are_private_to_their_agents"],
+)
+_mutant(
+    "foreign-file",
+    "D1",
+    "Root leaves a file of its own in A's state directory.",
+    InGuest('mkdir -p "$a_state/a" && : > "$a_state/a/of-root"'),
+    tests=["test_all_in_a_state_directory_is_the_agents_after_use"],
+)
+_mutant("state-0777", "D2", "A's state directory is anybody's to use.", InGuest('chmod 0777 "$a_state"'))
+_mutant(
+    "state-0711", "D2", "In A's state directory, anybody may look for what he knows.", InGuest('chmod 0711 "$a_state"')
+)
+_mutant("disk-readable", "D2", "Anybody may read the disk below the file system.", InGuest("chmod o+r /dev/vda"))
+_mutant(
+    "reads-everything",
+    "D2",
+    "A shell on the host may read any file.",
+    InGuest(f'give_capability "$(command -v busybox)" {CAP_DAC_READ_SEARCH}'),
+)
+SHARED = """
+mkdir -p /srv/shared && chmod 1777 /srv/shared
+for uid in $a_uid $b_uid; do inject_mount "$(pid_of "$uid")" {source} {target}; done"""
+_mutant(
+    "shared-tmp",
+    "D3",
+    "A and B have one /tmp.",
+    InGuest(SHARED.format(source="/srv/shared", target="/tmp")),
+)
+_mutant(
+    "shared-shm",
+    "D3",
+    "A and B have one /dev/shm, the host's.",
+    InGuest(SHARED.format(source="/dev/shm", target="/dev/shm")),
+)
+_mutant(
+    "shared-ipc",
+    "D3",
+    "A's container has the host's IPC namespace.",
+    option("--ipc=", "--ipc=host"),
+    moment="before",
+)
+LIMITS = "test_the_kernel_holds_every_agent_to_its_limits"
+_mutant(
+    "no-pids-limit",
+    "D4",
+    "A may have any number of processes.",
+    InGuest('echo max > "$(cgroup_of $a_uid)/pids.max"'),
+    tests=[LIMITS],
+)
+_mutant(
+    "no-memory-limit",
+    "D4",
+    "A may have all memory.",
+    InGuest('echo max > "$(cgroup_of $a_uid)/memory.max"'),
+    tests=[LIMITS],
+)
+_mutant(
+    "no-cpu-limit",
+    "D4",
+    "A may have all processors.",
+    InGuest('echo max > "$(cgroup_of $a_uid)/cpu.max"'),
+    tests=[LIMITS],
+)
+_mutant(
+    "swap",
+    "D4",
+    "A may swap.",
+    InGuest('echo max > "$(cgroup_of $a_uid)/memory.swap.max"'),
+    tests=[LIMITS],
+)
+_mutant(
+    "no-quota",
+    "D4",
+    "A's disk quota is not in force.",
+    InGuest('setquota -u "$a_uid" 0 0 0 0 /'),
+    tests=["test_no_agent_has_more_of_the_disk_than_its_quota"],
+)
+_mutant(
+    "any-number-of-connections",
+    "D4",
+    "An agent may fill the host's table of connections.",
+    firewall("mostConnections = 1024;", "mostConnections = 1500;"),
+    firewall('"100/second burst 500 packets"', '"1000/second burst 2000 packets"'),
+    tests=["test_a_flood_leaves_the_others_their_network"],
+)
+
+# --- containers
+
+PRIVILEGES = "test_every_process_of_a_container_is_unprivileged"
+_mutant(
+    "capabilities",
+    "C1",
+    "A's container keeps Docker's capabilities.",
+    option("--cap-drop=ALL"),
+    tests=[PRIVILEGES],
+    moment="before",
+)
+_mutant(
+    "new-privileges",
+    "C1",
+    "A's processes may gain privileges by a set-uid program.",
+    option("--security-opt=no-new-privileges", "--security-opt=no-new-privileges=false"),
+    tests=["test_a_set_uid_program_gives_no_privilege"],
+    moment="before",
+)
+_mutant(
+    "no-seccomp",
+    "C1",
+    "No filter for A's system calls.",
+    more_options("--security-opt=seccomp=unconfined"),
+    tests=[PRIVILEGES],
+    moment="before",
+)
+_mutant(
+    "root-in-container",
+    "C1",
+    "A process of A's container is root's.",
+    InGuest("""
+procs=$(cgroup_of $a_uid)/cgroup.procs; before=$(wc -l < "$procs")
+docker exec --detach --user 0:0 "$a_container" sleep 600
+until [ "$(wc -l < "$procs")" -gt "$before" ]; do :; done"""),
+    tests=[PRIVILEGES],
+)
+_mutant(
+    "writable-root",
+    "C2",
+    "The root file system of A's container is writable.",
+    InGuest('nsenter --target "$(pid_of $a_uid)" --mount --pid -- /bin/mount -o remount,rw /'),
+    tests=["test_nothing_but_state_and_memory_is_mounted_writable"],
+)
+_mutant(
+    "tmp-is-kept",
+    "C3",
+    "A's /tmp is a volume that outlives the container.",
+    option("--tmpfs=/tmp", "--mount=type=volume,source=kept,target=/tmp"),
+    moment="before",
+)
+_mutant(
+    "state-is-lost",
+    "C3",
+    "What is in A's state directory is removed when its unit starts.",
+    InGuest("""unit_says "$a_unit" '[Service]' "ExecStartPre=/bin/rm -f $a_state/kept" """),
+    moment="before",
+)
+MOUNTS = "test_nothing_of_the_host_is_mounted"
+_mutant(
+    "docker-socket-mounted",
+    "C4",
+    "Docker's socket is mounted in A's container.",
+    InGuest("""
+touch "/proc/$(pid_of $a_uid)/root/tmp/docker.sock"
+inject_mount "$(pid_of $a_uid)" /run/docker.sock /tmp/docker.sock"""),
+    tests=[MOUNTS],
+)
+_mutant(
+    "docker-socket-open",
+    "C4",
+    "Anybody may use Docker's socket.",
+    InGuest("chmod 0666 /run/docker.sock"),
+    tests=["test_agent_cannot_use_the_hosts_sockets"],
+)
+_mutant(
+    "host-directory",
+    "C4",
+    "A directory of the host's is mounted in A's container.",
+    InGuest('mkdir "/proc/$(pid_of $a_uid)/root/tmp/log" && inject_mount "$(pid_of $a_uid)" /var/log /tmp/log'),
+    tests=[MOUNTS],
+)
+_mutant(
+    "host-device",
+    "C4",
+    "The host's disk is a device in A's container.",
+    InGuest('nsenter --target "$(pid_of $a_uid)" --mount -- /bin/mknod /dev/vda b 254 0'),
+    tests=["test_only_default_devices_are_there"],
+)
+_mutant(
+    "mutable-image",
+    "C5",
+    "A's container is run by the image's name, without its digest.",
+    InGuest("sed -i 's/@sha256:[0-9a-f]*/:latest/' /var/lib/tentaflake/current/agents/$a_name/start"),
+    moment="before",
+)
+_mutant(
+    "other-image",
+    "C5",
+    "The first agent runs another image than the pinned one.",
+    InGuest("""
+decoy=$(docker image ls --digests --format '{{.Repository}}@{{.Digest}}' | grep decoy)
+sed -i "s|[^ ]*@sha256:[0-9a-f]*|$decoy|" "/var/lib/tentaflake/current/agents/$a_name/start"
+systemctl restart "$a_unit" && /usr/lib/tentaflake/activate.py wait"""),
+    tests=["test_every_container_runs_the_pinned_image"],
+)
+_mutant(
+    "no-restart",
+    "C6",
+    "A's unit is not started again when it has crashed.",
+    InGuest("unit_says \"$a_unit\" '[Service]' Restart=no"),
+    tests=["test_a_killed_agent_restarts_and_its_neighbours_do_not_notice"],
+)
+_mutant(
+    "neighbour-dies-too",
+    "C6",
+    "When A crashes, so does B.",
+    InGuest("""unit_says "$a_unit" '[Service]' "ExecStopPost=/bin/sh -c 'kill -9 \\$\\$(pgrep -o -u $b_uid)'" """),
+    tests=["test_a_killed_agent_restarts_and_its_neighbours_do_not_notice"],
+)
+
+# --- secrets
+
+_mutant(
+    "secret-0444",
+    "S1",
+    "A's secret is 0444.",
+    InGuest('chmod 0444 "$a_secret"'),
+    tests=["test_agent_cannot_read_the_secrets_of_others"],
+)
+_mutant(
+    "secret-of-another",
+    "S1",
+    "A's secret is owned by B.",
+    InGuest('chown "$b_uid" "$a_secret"'),
+    tests=["test_a_secret_is_for_its_agent_to_read_and_nobody_else"],
+)
+_mutant(
+    "secrets-on-disk",
+    "S1",
+    "Secrets are decrypted to a disk.",
+    InGuest("cp -a /run/agenix/. /var/lib/agenix && ln -sfn /var/lib/agenix /run/agenix"),
+    tests=["test_secrets_are_in_memory_only"],
+)
+_mutant(
+    "secrets-listed",
+    "S1",
+    "Anybody may list the secrets.",
+    InGuest("chmod 0755 /run/agenix.d /run/agenix/."),
+    tests=["test_agent_cannot_read_the_secrets_of_others"],
+)
+_mutant(
+    "swapped-secrets",
+    "S1",
+    "B gets the value of another secret.",
+    InGuest('cat "$z_secret" > "$b_secret"'),
+    tests=["test_every_agent_has_its_own_secrets"],
+)
+SEARCHED = "test_no_secret_is_in_what_the_host_keeps_and_tells"
+_mutant(
+    "secret-in-the-plan",
+    "S2",
+    "A secret's value is in the plan, as a variable of A's container.",
+    InPlan(secret_as_variable),
+    tests=["test_no_secret_is_in_the_plan"],
+    moment="before",
+)
+_mutant(
+    "secret-in-a-unit",
+    "S2",
+    "A's secret is in the environment of B's unit.",
+    InGuest('unit_says "$b_unit" "[Service]" "Environment=LEAK=$(cat $a_secret)"'),
+    tests=[SEARCHED],
+)
+_mutant(
+    "secret-in-a-process",
+    "S2",
+    "A's secret is in the environment of a process of B's.",
+    InGuest(
+        'LEAK=$(cat "$a_secret") setpriv --reuid=$b_uid --regid=$b_uid --clear-groups sleep 600 > /dev/null 2>&1 &'
+    ),
+    tests=["test_no_user_sees_the_secret_of_another_in_proc"],
+)
+_mutant(
+    "secret-on-disk",
+    "S2",
+    "A's secret was written to the disk, and deleted.",
+    InGuest('cp "$a_secret" /var/tmp/leak; sync /var/tmp/leak; rm -f /var/tmp/leak'),
+    tests=["test_no_secret_is_on_the_disk"],
+)
+_mutant(
+    "starts-without-its-secret",
+    "S3",
+    "An agent whose secret cannot be decrypted is started all the same.",
+    InGuest(replaced(ACTIVATE, "echo {shlex.quote(why)} >&2; exit 1", "echo {shlex.quote(why)} >&2")),
+    moment="before",
+)
+_mutant(
+    "others-wait",
+    "S3",
+    "An agent whose secret cannot be decrypted holds back the others.",
+    InGuest('systemctl stop "$b_unit"'),
+)
+
+# --- firewall
+
+_mutant(
+    "lan-let-in",
+    "F1",
+    "The host's input ends with accept.",
+    firewall(
+        '(rule "F1: every other port is closed" "counter drop")', '(rule "F1: every other port is closed" "accept")'
+    ),
+)
+HOST_ITSELF = '(rule "F1: the host itself" "iifname \\"lo\\" accept")'
+_mutant(
+    "ipv6-forgotten",
+    "F1",
+    "IPv6 from the LAN is not filtered.",
+    firewall(HOST_ITSELF, f'{HOST_ITSELF}\n      "meta nfproto ipv6 iifname != \\"h-*\\" accept"'),
+)
+_mutant(
+    "one-port-more",
+    "F1",
+    "The host opens a port that its settings do not name.",
+    firewall("ports = host.allowedTCPPorts;", "ports = host.allowedTCPPorts ++ [ 9000 ];"),
+)
+NO_AGENT = '"iifname \\"h-*\\" oifname \\"h-*\\"")'
+NO_ROUTING = "for family in -4 -6; do ip $family rule del priority 4701; done\n"
+NO_DOCKER = "for tool in iptables ip6tables; do $tool -t raw -F; $tool -I DOCKER-USER -j ACCEPT; done\n"
+_mutant(
+    "agents-forwarded",
+    "F2",
+    "Agents' packets are forwarded to agents: by the table, by the routing rules, and by Docker's.",
+    firewall(NO_AGENT, '"iifname \\"none\\" oifname \\"none\\"")\n      "iifname \\"h-*\\" oifname \\"h-*\\" accept"'),
+    InGuest(NO_ROUTING + NO_DOCKER),
+)
+_mutant(
+    "one-wire",
+    "F2",
+    "B is on A's bridge.",
+    InGuest("""
+link=$(nsenter --target "$(pid_of $b_uid)" --net ip -o link show eth0 | sed 's/.*@if\\([0-9]*\\):.*/\\1/')
+ip link set "$(ip -o link | sed -n "s/^$link: \\([^@]*\\)@.*/\\1/p")" master $a_bridge"""),
+)
+_mutant(
+    "host-open-to-agents",
+    "F3",
+    "An agent reaches all that the host offers.",
+    firewall('(refuse "F3: nothing else of the host" "")', '(rule "F3: nothing else of the host" "accept")'),
+)
+_mutant(
+    "speech-for-all",
+    "F3",
+    "Every agent may speak, whatever its spec says.",
+    firewall("(filter (agent: agent.tts) agents)", "agents"),
+)
+_mutant(
+    "users-on-the-host",
+    "F3",
+    "An agent's user on the host has the host's network.",
+    firewall('"meta skuid @agent_uids counter drop"', '"meta skuid @agent_uids counter accept"'),
+)
+_mutant(
+    "names-for-all",
+    "F3",
+    "An agent without a way out looks up names.",
+    InPolicy("container.nix", 'if agent.egress == "none" then', 'if agent.egress == "nothing" then'),
+    moment="before",
+)
+for name, network in (("private", "10.0.0.0/8"), ("metadata", "169.254.0.0/16")):
+    _mutant(
+        f"{name}-range",
+        "F4",
+        f"{network} is taken for public.",
+        firewall(f'"{network}"', "# forgotten:"),
+    )
+_mutant(
+    "ipv6-all-public",
+    "F4",
+    "Any IPv6 address is taken for public.",
+    firewall("ip6 ${address} 2000::/3 ip6 ${address} != @special_ipv6", "ip6 ${address} != @special_ipv6"),
+)
+_mutant(
+    "internet-for-all",
+    "F4",
+    "Every agent is on the internet.",
+    firewall('(filter (agent: agent.egress == "internet") agents)', "agents"),
+)
+_mutant(
+    "forged-ipv4",
+    "F4",
+    "An agent may forge its IPv4 source.",
+    firewall(
+        '"iifname \\"h-*\\" iifname . ip saddr != @address_ipv4"',
+        '"iifname \\"none\\" iifname . ip saddr != @address_ipv4"',
+    ),
+)
+_mutant(
+    "forged-ipv6",
+    "F4",
+    "An agent may forge its IPv6 source.",
+    firewall('"iifname \\"h-*\\" ip6 saddr', '"iifname \\"none\\" ip6 saddr'),
+)
+_mutant(
+    "published-to-all",
+    "F5",
+    "A published port is reached from the LAN.",
+    firewall('"iifname ${tailnetInterface} ct direction original', '"ct direction original'),
+    firewall('"oifname ${tailnetInterface} ${isReply} iifname', '"${isReply} iifname'),
+)
+_mutant(
+    "containers-open",
+    "F5",
+    "Every port of a container is reached from outside, past Docker's own rules too.",
+    firewall('"ct direction original counter drop"', '"ct direction original accept"'),
+    firewall('(refuse "F5: no other answers" "ct direction reply")', '"ct direction reply accept"'),
+    InGuest(NO_DOCKER),
+)
+_mutant(
+    "guard-stopped",
+    "F6",
+    "Nobody looks whether the table is still there.",
+    InGuest("systemctl stop tentaflake-guard.timer"),
+    tests=["test_the_guard_is_called_every_half_minute"],
+)
+_mutant(
+    "guard-blind",
+    "F6",
+    "Who looks whether the table is there does not load it.",
+    InGuest("unit_says tentaflake-guard.service '[Service]' ExecStart= ExecStart=/bin/true"),
+    tests=["test_a_flushed_table_lets_nothing_out_until_the_guard_loads_it"],
+)
+_mutant(
+    "routes-between-agents",
+    "F6",
+    "Without the table, there is a route from agent to agent.",
+    InGuest(NO_ROUTING),
+    tests=["test_without_any_rule_agents_do_not_reach_each_other_until_the_guard_loads_the_table"],
+)
+_mutant(
+    "flushed-is-open",
+    "F6",
+    "A table whose rules are gone forwards everything.",
+    firewall(
+        '"type filter hook forward priority filter - 10; policy drop;"',
+        '"type filter hook forward priority filter - 10; policy accept;"',
+    ),
+    tests=["test_a_flushed_table_lets_nothing_out_until_the_guard_loads_it"],
+)
+_mutant(
+    "established-is-enough",
+    "F6",
+    "An open connection outlives its grant.",
+    firewall('(chain "forward" [', '(chain "forward" [\n      "ct state established accept"'),
+    tests=["test_an_open_connection_ends_with_the_grant_that_it_had"],
+)
+_mutant(
+    "tailnet-trusted",
+    "N1",
+    "All that comes from the tailnet is let in.",
+    firewall(HOST_ITSELF, f'{HOST_ITSELF}\n      "iifname \\"tailscale0\\" accept"'),
+    tests=["test_only_what_is_granted_gets_through"],
+)
+_mutant(
+    "tailnet-left-over",
+    "N1",
+    "A host that has left the tailnet keeps a rule for it.",
+    InGuest("""
+nft 'table inet left { chain over { type filter hook input priority 10; iifname "tailscale0" accept; }; }'"""),
+    tests=["test_without_a_tailnet_no_rule_and_no_listener_is_left_for_it"],
+)
+
+# --- speech
+
+SPEECH, SPEECH_UNIT = "/usr/lib/tentaflake/speech/tentaflake_tts", "tentaflake-tts.service"
+AUDIT, AUDIT_UNIT = "/usr/lib/tentaflake/auditd/hermes_auditd", "hermes-auditd.service"
+
+
+def program(unit: str, file: str, old: str, new: str) -> InGuest:
+    """Other text in a program of a service, which is started again."""
+    return InGuest(f"{replaced(file, old, new)}\nsystemctl restart {unit}")
+
+
+def settings(unit: str, *lines: str) -> InGuest:
+    """Other settings for a service, which is started again."""
+    return InGuest(f"unit_says {unit} '[Service]' {shlex.join(lines)}\nsystemctl restart {unit}")
+
+
+_mutant(
+    "speed-ignored",
+    "T1",
+    "The speech server ignores `speed`.",
+    program(SPEECH_UNIT, f"{SPEECH}/voices.py", "length_scale / speed)", "length_scale)"),
+    tests=["test_the_host_is_spoken_to_in_every_format"],
+)
+_mutant(
+    "endless-input",
+    "T2",
+    "The speech server takes longer texts than it says.",
+    program(SPEECH_UNIT, f"{SPEECH}/api.py", "MOST_CHARACTERS = 4096", "MOST_CHARACTERS = 5000"),
+    tests=["test_bad_input_gets_an_error_and_good_input_still_speech"],
+)
+OPEN_SOCKET = """
+unit_says tentaflake-tts.socket '[Socket]' {lines}IPAddressAllow=any
+systemctl stop tentaflake-tts.service
+systemctl restart tentaflake-tts.socket
+systemctl start tentaflake-tts.service"""
+_mutant(
+    "speech-for-agents",
+    "T3",
+    "The speech server hears every agent, by the firewall and by its socket.",
+    firewall('(refuse "F3: nothing else of the host" "")', '(rule "F3: nothing else of the host" "accept")'),
+    InGuest(OPEN_SOCKET.format(lines="")),
+)
+_mutant(
+    "speech-everywhere",
+    "T3",
+    "The speech server listens on every address.",
+    InGuest(OPEN_SOCKET.format(lines="ListenStream= ListenStream=0.0.0.0:5001 ListenStream='[::]:5001' ")),
+    tests=["test_without_a_firewall_nobody_else_reaches_it_either"],
+)
+_mutant(
+    "speech-with-a-capability",
+    "T4",
+    "The speech server may have a capability.",
+    settings(SPEECH_UNIT, "CapabilityBoundingSet=CAP_NET_RAW"),
+)
+_mutant(
+    "speech-sees-state",
+    "T4",
+    "The speech server sees the agents' state directories.",
+    settings(SPEECH_UNIT, "TemporaryFileSystem="),
+)
+
+# --- audit
+
+_mutant("audit-stopped", "A1", "The audit daemon is stopped.", InGuest(f"systemctl stop {AUDIT_UNIT}"))
+_mutant(
+    "audit-late",
+    "A1",
+    "What agents do is recorded after seconds.",
+    program(
+        AUDIT_UNIT, f"{AUDIT}/writer.py", "rows = self.record.commit()", "time.sleep(1.5); rows = self.record.commit()"
+    ),
+    tests=["test_every_act_is_recorded_within_a_second_in_new_directories_too"],
+)
+OVERFLOW = "test_a_burst_that_overflows_the_kernels_queue_is_found_again_and_marked"
+_mutant(
+    "overflow-unmarked",
+    "A2",
+    "What an overflow has lost is found again, and not marked.",
+    program(AUDIT_UNIT, f"{AUDIT}/watcher.py", 'scanner.want("overflow"', 'scanner.want("scan"'),
+    tests=[OVERFLOW],
+)
+_mutant(
+    "no-rescan",
+    "A2",
+    "What an overflow has lost is not looked for.",
+    program(AUDIT_UNIT, f"{AUDIT}/watcher.py", 'self.scanner.want("overflow", self._last_read)', "pass"),
+    tests=[OVERFLOW],
+)
+_mutant(
+    "not-synchronous",
+    "A3",
+    "The record is seen before it is on the disk.",
+    program(AUDIT_UNIT, f"{AUDIT}/record.py", "PRAGMA synchronous = FULL", "PRAGMA synchronous = OFF"),
+    tests=["test_the_record_survives_power_cuts"],
+    moment="before",
+)
+_mutant(
+    "record-readable",
+    "A4",
+    "Anybody may read the record.",
+    InGuest("chmod 0755 /var/lib/hermes-auditd && chmod 0644 /var/lib/hermes-auditd/audit.db*"),
+    tests=["test_agent_cannot_reach_the_record_nor_the_daemon"],
+)
+_mutant(
+    "audit-with-capabilities",
+    "A4",
+    "The audit daemon may change files that are not its own.",
+    settings(AUDIT_UNIT, "CapabilityBoundingSet=CAP_DAC_OVERRIDE", "AmbientCapabilities=CAP_DAC_OVERRIDE"),
+    tests=["test_the_daemon_is_confined"],
+)
+_mutant(
+    "one-budget-for-all",
+    "A5",
+    "An agent that is over its limit has the others' oldest rows removed too.",
+    program(
+        AUDIT_UNIT,
+        f"{AUDIT}/record.py",
+        'execute("DELETE FROM event WHERE agent = ? AND id <= ?", (agent, last))',
+        'execute("DELETE FROM event WHERE id <= ?", (last,))',
+    ),
+    tests=["test_the_settings_bound_what_is_kept_of_an_agent_and_nothing_of_the_others"],
+)
+_mutant(
+    "full-disk-unreported",
+    "A5",
+    "Nobody is told that the disk is full.",
+    program(
+        AUDIT_UNIT, f"{AUDIT}/writer.py", 'service.notify(f"STATUS=the record cannot be written: {error}")', "pass"
+    ),
+    tests=["test_a_full_disk_stops_no_agent_and_is_reported"],
+)
+
+# --- deployment
+
+SWITCHED = "[_text(here / path) for path in names]"
+_mutant(
+    "switch-restarts-all",
+    "X1",
+    "A switch restarts every agent.",
+    InGuest(replaced(ACTIVATE, f"return {SWITCHED}", f"return [str(number), *{SWITCHED}]")),
+    moment="before",
+)
+_mutant(
+    "rollback-forgets-the-rules",
+    "X2",
+    "A rollback leaves the firewall's table as it is.",
+    InGuest(replaced(ACTIVATE, 'run("systemctl", "reload-or-restart", "nftables.service")', "pass")),
+    tests=["test_a_rollback_brings_the_former_host_back_exactly"],
+)
+_mutant(
+    "failed-switch-stays",
+    "X2",
+    "A switch that has failed is not undone, then or later.",
+    InGuest(replaced(ACTIVATE, "def go_back() -> None:", "def go_back() -> None: return\ndef not_called() -> None:")),
+    tests=["test_a_switch_that_fails_leaves_the_former_host_in_charge"],
+)
+_mutant(
+    "removed-user-stays",
+    "X3",
+    "The user of a removed agent is still there.",
+    InGuest("""grep -q ^hermes-leaves: /etc/passwd ||
+echo 'hermes-leaves:x:1999999999:1999999999::/var/lib/hermes-leaves:/bin/sh' >> /etc/passwd"""),
+    tests=["test_a_removed_agent_has_no_user_and_cannot_log_in"],
+)
+_mutant(
+    "kept-state-open",
+    "X3",
+    "Anybody may look at what a removed agent has left.",
+    InGuest("[ ! -e /var/lib/hermes-leaves ] || chmod 0755 /var/lib/hermes-leaves"),
+    tests=["test_nobody_reaches_the_state_of_a_removed_agent"],
+)
+_mutant(
+    "plan-of-this-home",
+    "X4",
+    "The plan depends on who evaluates it.",
+    InSources("modules/policy/plan.nix", '"Hermes agent ${agent.name}"', '"Hermes agent in ${builtins.getEnv "HOME"}"'),
+    tests=["test_the_same_sources_give_the_same_plan_wherever_they_are"],
+)
+_mutant(
+    "unlocked-input",
+    "X4",
+    "An input of the flake is not locked by its hash.",
+    InSources("flake.lock", '"narHash": "sha256-9VnK6Oqai65puVJ4WYtCTvlJeXxMzAp/69HhQuTdl/I=",', ""),
+    tests=["test_every_input_is_locked_by_revision_and_hash"],
+)

@@ -1,0 +1,263 @@
+"""Runs mutants: each in a pytest of its own, on the tests that have to notice it and on cheap ones of other claims.
+
+A mutant is *killed* when a test of its claim fails by an assertion, *untried* when none does and one of them came to no
+verdict (a control failed, the host did not come up), else it has *survived*, and the suite has a hole.
+"""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import msgspec
+import pytest
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.errors import HarnessError
+from harness.mutants import InSources, Mutant, patch
+from harness.policy import REPOSITORY
+from harness.report import EXIT_BROKEN, EXIT_HELD, EXIT_UNTRIED, TestOutcome
+
+MutantOutcome = Literal["killed", "survived", "untried"]
+STYLES: dict[MutantOutcome, str] = {"killed": "green", "survived": "bold red", "untried": "bold yellow"}
+TIMEOUT = 900.0
+"""Seconds for the tests of one mutant; the longest take 90 under TCG."""
+LOGS = REPOSITORY / ".artifacts" / "mutants"
+
+
+@dataclass(frozen=True)
+class ClaimTest:
+    """A test as far as the choice goes: ``machines`` are the fixtures that cost a machine."""
+
+    id: str
+    function: str
+    claims: frozenset[str]
+    is_recorded: bool
+    machines: frozenset[str]
+
+
+class MutantVerdict(msgspec.Struct, frozen=True):
+    """What ``harness mutate --json`` writes of each mutant. ``killed_by`` are tests, ``seconds`` what they took."""
+
+    id: str
+    claim: str
+    killed: bool
+    outcome: MutantOutcome
+    also_broken: list[str]
+    killed_by: list[str]
+    seconds: float
+
+
+class Hunt(msgspec.Struct, frozen=True):
+    """What ``harness mutate --json`` writes."""
+
+    mutants: list[MutantVerdict]
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        outcomes = {mutant.outcome for mutant in self.mutants}
+        if "survived" in outcomes:
+            return EXIT_BROKEN
+        return EXIT_UNTRIED if "untried" in outcomes else EXIT_HELD
+
+
+# --- which tests
+
+
+@dataclass
+class _Lister:
+    """A pytest plugin that notes what is collected."""
+
+    tests: list[ClaimTest] = field(default_factory=list)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            self.tests.append(
+                ClaimTest(
+                    item.nodeid,
+                    getattr(item, "originalname", None) or item.name,
+                    frozenset(marker.args[0] for marker in item.iter_markers("claim")),
+                    item.get_closest_marker("recorded") is not None,
+                    frozenset(filter(_costs_a_machine, getattr(item, "fixturenames", ()))),
+                )
+            )
+
+
+def _costs_a_machine(fixture: str) -> bool:
+    return fixture in (*OWN, "busy") or fixture.endswith(("_machine", "_network"))
+
+
+OWN = ("machine", "network")
+"""Fixtures that give each test a machine of its own."""
+
+
+def collect_tests() -> list[ClaimTest]:
+    """All tests of claims, as pytest finds them."""
+    lister = _Lister()
+    quiet = ("--collect-only", "-p", "no:terminal", "-p", "no:cacheprovider")
+    warnings = ("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning")
+    code = pytest.main([*_pytest_arguments(REPOSITORY), *quiet, *warnings, str(TESTS)], plugins=[lister])
+    if code != pytest.ExitCode.OK:
+        raise HarnessError(f"the tests of the claims cannot be collected (pytest: {pytest.ExitCode(code).name})")
+    return lister.tests
+
+
+TESTS = REPOSITORY / "tests" / "contract"
+
+
+def _pytest_arguments(root: Path) -> list[str]:
+    return [f"--rootdir={root}", "-c", str(root / "pyproject.toml")]
+
+
+def own_tests(mutant: Mutant, tests: Iterable[ClaimTest]) -> list[ClaimTest]:
+    """The tests of its claim that have to notice the mutant; raises ``HarnessError`` if there is none."""
+    own = [test for test in tests if mutant.claim in test.claims]
+    if unknown := set(mutant.tests) - {test.function for test in own}:
+        raise HarnessError(f"mutant {mutant.id}: {mutant.claim} has no test {' and no test '.join(sorted(unknown))}")
+    chosen = [test for test in own if (test.function in mutant.tests if mutant.tests else not test.is_recorded)]
+    if not chosen:
+        raise HarnessError(
+            f"mutant {mutant.id}: all tests of {mutant.claim} take long (`recorded`)",
+            hint="name the one that has to notice it: tests=[…] in harness/mutants.py",
+        )
+    return chosen
+
+
+BATCHES = frozenset({"attacked_machine", "attacked_network"})
+"""Machines on which all attacks are one batch, so that more of them cost little."""
+
+
+def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[ClaimTest]:
+    """The tests of other claims that look at the same machines: of all claims where the attacks are one batch, else of
+    those that have the same letter."""
+    machines = frozenset[str]().union(*(test.machines for test in own)) - set(OWN)
+    claims = frozenset[str]().union(*(test.claims for test in own))
+    letters = {claim[0] for claim in claims}
+
+    def is_cheap(test: ClaimTest) -> bool:
+        if test.is_recorded or not test.machines or not test.machines <= machines:
+            return False
+        return test.machines <= BATCHES or bool({claim[0] for claim in test.claims} & letters)
+
+    return [test for test in tests if test.claims and not test.claims & claims and is_cheap(test)]
+
+
+# --- running them
+
+
+def run_mutants(mutants: Sequence[Mutant], options: Sequence[str], workers: int) -> Iterator[MutantVerdict]:
+    """Run mutants, ``workers`` at a time, those that take long first; gives each verdict when it is there."""
+    tests = collect_tests()
+    chosen = {mutant.id: own_tests(mutant, tests) for mutant in mutants}
+    LOGS.mkdir(parents=True, exist_ok=True)
+    by_length = sorted(mutants, key=lambda each: (each.moment != "before", not each.tests))
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [
+            pool.submit(run_mutant, each, chosen[each.id], other_tests(chosen[each.id], tests), options)
+            for each in by_length
+        ]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def run_mutant(
+    mutant: Mutant, own: Sequence[ClaimTest], others: Sequence[ClaimTest], options: Sequence[str]
+) -> MutantVerdict:
+    """Run a mutant's tests and those of others; what pytest says is kept in .artifacts/mutants."""
+    started = time.monotonic()
+    with TemporaryDirectory(prefix="mutant-") as directory, (LOGS / f"{mutant.id}.txt").open("wb") as log:
+        root, file = sources_of(mutant, Path(directory)), Path(directory) / "outcomes.json"
+        command = [
+            *(sys.executable, "-m", "pytest", "-p", "harness.plugin", "-p", "no:cacheprovider"),
+            *_pytest_arguments(root),
+            *(f"--vm-mutant={mutant.id}", f"--vm-outcomes={file}", *options, *(test.id for test in (*own, *others))),
+        ]
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                command, cwd=root, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=TIMEOUT, check=False
+            )
+        # Who did not come to an end has not written it: then all is untried.
+        text = file.read_bytes() if file.exists() else b"{}"
+        found = msgspec.json.decode(text, type=dict[str, list[tuple[str, TestOutcome]]])
+    return judge(mutant, {test.id for test in own}, found, time.monotonic() - started)
+
+
+def sources_of(mutant: Mutant, directory: Path) -> Path:
+    """This repository, or a copy of it in ``directory`` if it is the mutant."""
+    acts = [act for act in mutant.acts if isinstance(act, InSources)]
+    if not acts:
+        return REPOSITORY
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "result*")
+    copy = Path(shutil.copytree(REPOSITORY, directory / "sources", ignore=ignored))
+    for act in acts:
+        patch(copy / act.file, act, mutant)
+    return copy
+
+
+Outcomes = Mapping[str, Sequence[tuple[str, TestOutcome]]]
+"""By claim, each test and what came of it."""
+
+
+def judge(mutant: Mutant, own: set[str], found: Outcomes, seconds: float) -> MutantVerdict:
+    """Killed is who broke a test of its claim by an assertion."""
+    results = [(test, outcome) for test, outcome in found.get(mutant.claim, ()) if test in own]
+    killed_by = list(dict.fromkeys(test for test, outcome in results if outcome == "broken"))
+    unsure = not results or any(outcome != "held" for _, outcome in results)
+    outcome: MutantOutcome = "killed" if killed_by else "untried" if unsure else "survived"
+    also = [
+        claim
+        for claim, tests in found.items()
+        if claim != mutant.claim and any(outcome == "broken" for _, outcome in tests)
+    ]
+    return MutantVerdict(mutant.id, mutant.claim, bool(killed_by), outcome, sorted(also), killed_by, round(seconds, 1))
+
+
+# --- the table
+
+
+def mutants_table(verdicts: Iterable[MutantVerdict], mutants: Mapping[str, Mutant]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("claim", "mutant", "", "seconds", "also broken"):
+        table.add_column(column, no_wrap=column != "also broken", justify="right" if column == "seconds" else "left")
+    table.add_column("what is broken")
+    for each in verdicts:
+        also = " ".join(each.also_broken)
+        outcome = Text(each.outcome, STYLES[each.outcome])
+        table.add_row(each.claim, each.id, outcome, f"{each.seconds:.0f}", also, mutants[each.id].text)
+    return table
+
+
+def print_hunt(console: Console, hunt: Hunt, mutants: Mapping[str, Mutant]) -> None:
+    """The table, what to look at, and one closing line."""
+    order = list(mutants)
+    console.print(mutants_table(sorted(hunt.mutants, key=lambda each: order.index(each.id)), mutants))
+    for each in hunt.mutants:
+        if not each.killed:
+            log = (LOGS / f"{each.id}.txt").relative_to(REPOSITORY)
+            console.print(f"{each.id} {each.outcome}: look: less {log}", markup=False)
+    counts = {name: sum(each.outcome == name for each in hunt.mutants) for name in STYLES}
+    worst: MutantOutcome = "survived" if counts["survived"] else "untried" if counts["untried"] else "killed"
+    summary = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    console.print(Text.assemble((summary or "no mutant", STYLES[worst]), f"; {hunt.seconds:.0f} s"))
+
+
+def list_table(mutants: Iterable[Mutant]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("claim", "mutant", "where", "what is broken"):
+        table.add_column(column, no_wrap=column in ("claim", "mutant"))
+    for mutant in mutants:
+        table.add_row(mutant.claim, mutant.id, mutant.places, mutant.text)
+    return table

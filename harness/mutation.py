@@ -1,0 +1,119 @@
+"""A lab whose machines are broken in the way of a mutant (``pytest --vm-mutant ID``).
+
+Its plan is the mutant's, and so is the policy that any other plan is evaluated with. A mutant of the running host is
+made in each machine when a test gets it; one that has to be there before is made in a template of its own, on the
+template of the sound host, from which all others follow. Those templates are removed at the end.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from harness.guests import activate
+from harness.lab import Lab, Settings
+from harness.mutants import InGuest, InPlan, InPolicy, Mutant, patch, script
+from harness.policy import POLICY, Plan, policy_from
+from harness.probes.lifetime import TABLE_PATH
+from harness.vm.machine import Machine
+from harness.vm.template import Template, derived_template
+
+COMMANDS = "/run/mutant.sh"
+COMMANDS_TIMEOUT = 300.0
+"""Seconds; a mutant that restarts a container takes 10 to 20 under TCG."""
+
+
+def patch_policy(mutant: Mutant, directory: Path) -> Path:
+    """A copy of modules/policy in ``directory``, with the mutant's other text."""
+    copy = directory / "policy"
+    copy.mkdir()
+    for source in POLICY.iterdir():
+        (copy / source.name).write_text(source.read_text())
+    for beside in ("auditd", "tts"):  # from where the policy reads units
+        (directory / beside).symlink_to(POLICY.parent / beside)
+    for act in mutant.acts:
+        if isinstance(act, InPolicy):
+            patch(copy / act.file, act, mutant)
+    return copy
+
+
+def change_plan(mutant: Mutant, plan: Plan) -> Plan:
+    for act in mutant.acts:
+        if isinstance(act, InPlan):
+            plan = act.change(plan)
+    return plan
+
+
+class MutatedLab(Lab):
+    """``close`` it at the end."""
+
+    def __init__(self, settings: Settings, mutant: Mutant) -> None:
+        super().__init__(settings)
+        self.mutant = mutant
+        self.sound: Plan | None = None
+        self.broken: Plan | None = None
+        self._made: list[Template] = []
+        self._stack = ExitStack()
+
+    @cached_property
+    def base(self) -> Template:
+        with policy_from(POLICY):  # the machine on which every plan is put in force, the sound one first
+            return super().base
+
+    def evaluate(self, evaluate: Callable[[], Plan]) -> Plan:
+        """The mutant's plan (adapted), where ``evaluate`` gives the sound one."""
+        self.sound = super().evaluate(evaluate)
+        if any(isinstance(act, InPolicy) for act in self.mutant.acts):
+            directory = Path(self._stack.enter_context(TemporaryDirectory(prefix="mutant-")))
+            self._stack.enter_context(policy_from(patch_policy(self.mutant, directory)))
+        self.broken = change_plan(self.mutant, super().evaluate(evaluate))
+        return self.broken
+
+    def activated(self, plan: Plan) -> Template:
+        template = super().activated(self.sound if self.sound and plan == self.broken else plan)
+        if self.mutant.moment == "running":
+            return template
+
+        def break_host(machine: Machine) -> None:
+            if plan == self.broken and plan != self.sound:
+                self.guest.activate(machine, plan)
+            self._run_commands(machine, plan)
+
+        title = f"breaking a host: {self.mutant.text}"
+        acts = repr(self.mutant.acts)
+        made = derived_template(
+            self.cache, template, break_host, title=title, plan=plan.digest, mutant=self.mutant.id, acts=acts
+        )
+        self._made.append(made)
+        return made
+
+    def stage(self, plan: Plan, prepare: Callable[[Machine], None], *, title: str, **content: str) -> Template:
+        made = super().stage(plan, prepare, title=title, **content)
+        if self.mutant.moment == "before":
+            self._made.append(made)
+        return made
+
+    def make_ready(self, machine: Machine) -> None:
+        if self.mutant.moment == "before":
+            return
+        if self.broken and self.sound and self.broken.nftables != self.sound.nftables:
+            machine.put(activate.firewall(msgspec.to_builtins(self.broken)).encode(), TABLE_PATH, 0o600)
+            machine.run("systemctl reload nftables.service").check()
+        if self.broken:
+            self._run_commands(machine, self.broken)
+
+    def _run_commands(self, machine: Machine, plan: Plan) -> None:
+        for act in self.mutant.acts:
+            if isinstance(act, InGuest):
+                machine.put(script(act.commands, plan).encode(), COMMANDS)
+                machine.run(["sh", COMMANDS], timeout=COMMANDS_TIMEOUT).check()
+                machine.run(["rm", COMMANDS]).check()
+
+    def close(self) -> None:
+        """Remove the templates of the broken host: nobody needs them again."""
+        for template in reversed(self._made):
+            self.cache.remove("templates", template.key)
+        self._stack.close()

@@ -1,0 +1,49 @@
+# The flake's hosts, whole, with NixOS itself. agenix' own module where its source is given, else its options as options.nix has them.
+{
+  nixpkgs,
+  repository,
+  agenix ? null,
+}:
+let
+  systems = [
+    "x86_64-linux"
+    "aarch64-linux"
+  ];
+  # As nixpkgs' flake.nix has them.
+  lib = import (nixpkgs + "/lib") // {
+    nixosSystem =
+      arguments:
+      import (nixpkgs + "/nixos/lib/eval-config.nix") (
+        { system = null; } // arguments // { inherit lib; }
+      );
+  };
+  legacyPackages = lib.genAttrs systems (system: import nixpkgs { inherit system; });
+
+  declared =
+    { lib, ... }:
+    {
+      options = { inherit ((import ./options.nix { inherit lib; }).options) age; };
+    };
+
+  self = (import (repository + "/flake.nix")).outputs {
+    inherit self;
+    nixpkgs = { inherit legacyPackages lib; };
+    agenix.nixosModules.default = if agenix == null then declared else agenix + "/modules/age.nix";
+    # Any package: its image is evaluated, and not built.
+    hermes-agent.packages = lib.mapAttrs (_: pkgs: { default = pkgs.hello; }) legacyPackages;
+  };
+
+  shown =
+    { config, ... }:
+    {
+      inherit (config) warnings;
+      inherit (config.tentaflake) plan;
+      failed = map (assertion: assertion.message) (
+        lib.filter (assertion: !assertion.assertion) config.assertions
+      );
+      system = config.nixpkgs.hostPlatform.system;
+      toplevel = builtins.unsafeDiscardStringContext config.system.build.toplevel.drvPath;
+      services = lib.attrNames config.systemd.services;
+    };
+in
+lib.mapAttrs (_: shown) self.nixosConfigurations
