@@ -21,12 +21,13 @@ from harness.errors import HarnessError
 from harness.probes.attempts import Attempt, Outcome, batch_script, read_outcomes
 from harness.probes.model import AgentScript, Answer, Command, Transcript
 
-PER_COMMAND = 48
+PER_COMMAND = 32
 """Scripts in one command: a command costs a turn of the conversation, and is lost as a whole."""
 LONGEST = 100_000
 """Characters of a command: the kernel takes no argument of more than 128 KiB (execve(2))."""
-TIMEOUT = 120
-"""Seconds for one command; what it has not printed by then is unknown."""
+TIMEOUT = 400
+"""Seconds for one command; what it has not printed by then is unknown. Ten times what it takes on a quiet machine; the
+terminal of Hermes allows 600."""
 
 
 @dataclass(frozen=True)

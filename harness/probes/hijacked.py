@@ -275,8 +275,8 @@ def read_answers(outcome: Outcome, probes: Sequence[Probe]) -> Asked:
 
 MODEL = Path(model.__file__)
 MODEL_PATH, SCRIPT_PATH, TRANSCRIPT_PATH = "/run/model.py", "/run/script.json", "/run/transcript.json"
-CONVERSATION_TIMEOUT = 300
-"""Seconds; five times what three agents take under TCG on two cores."""
+CONVERSATION_TIMEOUT = 1200
+"""Seconds; ten times what three agents take under TCG on two cores with nothing else to do."""
 
 
 def run_hijack(wires: Network, plan: Plan) -> list[Outcome]:

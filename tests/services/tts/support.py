@@ -17,6 +17,7 @@ from typing import Any
 import miniaudio
 import numpy as np
 import soundfile
+import soxr
 from numpy.typing import NDArray
 from openai import OpenAI
 from piper.phoneme_ids import phonemes_to_ids
@@ -28,6 +29,8 @@ PACKAGE = Path(__file__).resolve().parents[3] / "modules" / "tts"
 PATIENCE = 60.0
 """Seconds after which a test gives up; never what a test measures."""
 RATE = 24_000
+VOICE_RATES = (VOICE_RATE, 16_000)
+"""Of the voices of these tests, which WAV and FLAC keep."""
 PHONEME = DURATION * RATE // VOICE_RATE
 """Samples of one phoneme in an answer at speed 1."""
 LONG = "This is a sentence of some length, and it goes on. " * 60
@@ -189,18 +192,19 @@ def eventually(condition: Callable[[], bool], what: str, within: float = PATIENC
 
 
 def decode(data: bytes, codec: str) -> Samples:
-    """The samples of an answer, by a decoder that is not the encoder's where there is one."""
+    """The samples of an answer at 24 kHz, by a decoder that is not the encoder's where there is one."""
     if codec == "pcm":
         return np.frombuffer(data, "<i2") / 32768
     if codec == "opus":
         samples, rate = soundfile.read(io.BytesIO(data))
-        channels = samples.ndim
-    else:
-        decoded = miniaudio.decode(data, nchannels=1, sample_rate=RATE)
-        info = _info(data, codec)
-        samples, rate, channels = np.array(decoded.samples) / 32768, info.sample_rate, info.nchannels
-    assert (rate, channels) == (RATE, 1)
-    return np.asarray(samples, np.float64)
+        assert (rate, samples.ndim) == (RATE, 1)
+        return np.asarray(samples, np.float64)
+    info = _info(data, codec)
+    assert info.nchannels == 1
+    assert info.sample_rate in ([RATE] if codec == "mp3" else VOICE_RATES)
+    decoded = miniaudio.decode(data, nchannels=1, sample_rate=info.sample_rate)
+    samples = np.array(decoded.samples, np.float64) / 32768
+    return np.asarray(soxr.resample(samples, info.sample_rate, RATE), np.float64)
 
 
 def _info(data: bytes, codec: str) -> miniaudio.SoundFileInfo:
