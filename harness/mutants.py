@@ -359,8 +359,8 @@ _mutant(
     "swap",
     "D4",
     "A may swap.",
-    InGuest('echo max > "$(cgroup_of $a_uid)/memory.swap.max"'),
-    tests=[LIMITS],
+    InGuest('place=$(cgroup_of $a_uid); for each in "$place" "$place/.."; do echo max > "$each/memory.swap.max"; done'),
+    tests=["test_no_agent_may_swap"],
 )
 _mutant(
     "no-quota",

@@ -27,7 +27,10 @@ in
 
     systemd.slices.${lib.removeSuffix ".slice" plan.slice.name} = {
       description = "All Hermes agents of this host";
-      sliceConfig.MemoryMax = plan.slice.memoryMax;
+      sliceConfig = {
+        MemoryMax = plan.slice.memoryMax;
+        MemorySwapMax = 0; # Docker's own limit is lost when systemd sets a container's others again, as after a reload
+      };
     };
 
     # Docker asks the host's resolver for its containers, if that is on the loopback; an agent sends no packet to a name

@@ -166,6 +166,8 @@ Description=All Hermes agents of this host
 
 [Slice]
 MemoryMax={plan["slice"]["memoryMax"]}
+# Docker's own limit of swap is lost when systemd sets a container's others again, as after a reload.
+MemorySwapMax=0
 """
 
 

@@ -56,7 +56,8 @@ QUESTIONS = {
     "users": "getent passwd | grep ^hermes-",
     "groups": "getent group | grep ^hermes-",
     "table": f"nft --stateless list table inet tentaflake | awk '{STATIC}'",
-    "Docker's rules": "iptables-save | grep ^-A; ip6tables-save | grep ^-A",
+    # Docker makes its chain for an administrator's rules, which we leave empty, when it makes a network, not at boot.
+    "Docker's rules": "{ iptables-save; ip6tables-save; } | grep ^-A | grep -v DOCKER-USER",
     "routing rules": "ip -4 rule; ip -6 rule",
     "bridges": "ip -o link show type bridge | awk '{print $2}'; ip -o -4 address show | awk '{print $2, $4}'",
     "generation": "cd /var/lib/tentaflake/current/ && find . -type f ! -name switched -exec sha256sum {} +; "

@@ -63,17 +63,37 @@ def count_tasks(machine: Machine) -> int:
 @claim("D4")
 def test_the_kernel_holds_every_agent_to_its_limits(shared_machine: Machine, agents: Mapping[str, Agent]) -> None:
     """Its cgroup's own; the control is a service of the host that has none."""
-    files = ("pids.max", "memory.max", "memory.swap.max", "cpu.max")
+    files = ("pids.max", "memory.max", "cpu.max")
 
     def limits(directory: str) -> list[str]:
         return shared_machine.host.check_output(f"cd {quote(directory)} && cat {' '.join(files)}").splitlines()
 
-    assert limits("/sys/fs/cgroup/system.slice/ssh.service")[1:] == ["max", "max", "max 100000"]
+    assert limits("/sys/fs/cgroup/system.slice/ssh.service")[1:] == ["max", "max 100000"]
     for agent in agents.values():
-        pids, memory, swap, cpu = limits(cgroup(shared_machine, agent))
-        assert (pids, memory, swap) == (str(agent.limits.pids), str(agent.limits.memory), "0"), agent.name
+        pids, memory, cpu = limits(cgroup(shared_machine, agent))
+        assert (pids, memory) == (str(agent.limits.pids), str(agent.limits.memory)), agent.name
         quota, period = cpu.split()
         assert quota != "max" and int(quota) / int(period) == pytest.approx(agent.limits.cpus), agent.name
+
+
+@claim("D4")
+def test_no_agent_may_swap(machine: Machine, lab: Lab, agents: Mapping[str, Agent]) -> None:
+    """Nor once systemd has set its limits again, as it does for all when it was reloaded and one of them restarts."""
+
+    def allowed(directory: str) -> list[str]:
+        """Of a cgroup and those that it is in."""
+        place = directory.removeprefix("/sys/fs/cgroup/").split("/")
+        files = [f"/sys/fs/cgroup/{'/'.join(place[:depth])}/memory.swap.max" for depth in range(1, len(place) + 1)]
+        return machine.host.check_output("cat " + " ".join(map(quote, files))).splitlines()
+
+    assert set(allowed("/sys/fs/cgroup/system.slice/ssh.service")) == {"max"}
+    first = next(iter(agents.values()))
+    for again in (False, True):
+        if again:
+            machine.host.check_output("systemctl daemon-reload && systemctl restart %s", first.service.name)
+            lab.guest.wait_agents(machine)
+        for agent in agents.values():
+            assert "0" in allowed(cgroup(machine, agent)), agent.name
 
 
 @claim("D4")

@@ -239,7 +239,9 @@ def test_the_host_is_the_same(configure: Evaluate, host: Host) -> None:
     assert config["docker"] == plan["docker"]["settings"] | {"live-restore": False}  # which is Docker's default
     assert json.loads(files["daemon.json"][1]) == plan["docker"]["settings"]
     name = plan["slice"]["name"].removesuffix(".slice")
-    assert unit(files[f"units/{name}.slice"][1])["MemoryMax"] == [config["slices"][name]["sliceConfig"]["MemoryMax"]]
+    limits = unit(files[f"units/{name}.slice"][1])
+    for limit in ("MemoryMax", "MemorySwapMax"):
+        assert limits[limit] == [str(config["slices"][name]["sliceConfig"][limit])]
     init = config["etc"][plan["containerInit"]["path"].removeprefix("/etc/")]
     assert (init["text"], init["mode"]) == (plan["containerInit"]["content"], plan["containerInit"]["mode"])
 
