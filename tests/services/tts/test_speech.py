@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 import pytest
+from tone_voice import RATE as VOICE_RATE
 
 from tests.services.tts.support import (
     LONG,
     PHONEME,
     RATE,
-    VOICE_RATE,
     Samples,
     Server,
     decode,
