@@ -644,8 +644,9 @@ _mutant(
 _mutant(
     "names-for-all",
     "F3",
-    "An agent without a way out looks up names.",
+    "An agent without a way out looks up names: it has a name server, and a network from which Docker asks it.",
     InPolicy("container.nix", 'if agent.egress == "none" then', 'if agent.egress == "nothing" then'),
+    InPolicy("plan.nix", 'internal = spec.egress == "none" && spec.publish == [ ];', "internal = false;"),
     moment="before",
 )
 for name, network in (("private", "10.0.0.0/8"), ("metadata", "169.254.0.0/16")):
