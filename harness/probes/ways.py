@@ -149,7 +149,8 @@ def delete_in_state(attacker: Attacker, target: Target) -> str:
 
 @way("open up the state directory", claim="D2")
 def chmod_state(attacker: Attacker, target: Target) -> str:
-    return f"chmod 700 {quote(target.directory)} && won"
+    # To the mode that it has: the owner's own try, the control, would otherwise close what is open to other attacks.
+    return f'chmod "$(stat -c %a {quote(target.directory)})" {quote(target.directory)} && won'
 
 
 @way("read through a planted symlink", claim="D2", token=known)
