@@ -1,6 +1,7 @@
 """What is done with every request before and after the API sees it."""
 
 import asyncio
+from contextlib import suppress
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,6 +13,8 @@ MOST_BYTES = 131_072
 """4,096 characters of input and as many of instructions, each of them escaped, and then some."""
 PATIENCE = 10.0
 """Seconds for a body to arrive."""
+LINGER = 2.0
+"""Seconds for which the rest of a refused body is read, and thrown away."""
 
 
 class Count:
@@ -41,12 +44,12 @@ class WholeBody:
             await self._app(scope, receive, send)
             return
         try:
-            body: bytes | None = await asyncio.wait_for(_read(scope, receive), PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                body: bytes | None = await _read(scope, receive)
         except (ApiError, TimeoutError) as error:
             if not isinstance(error, ApiError):
                 error = ApiError(408, f"the request's body did not arrive within {PATIENCE:.0f} s")
-            # Whatever else of it comes is not read.
-            await JSONResponse(error.body, error.status, {"Connection": "close"})(scope, receive, send)
+            await _refuse(error, scope, receive, send)
             return
         if body is None:
             return  # the client is gone
@@ -60,6 +63,21 @@ class WholeBody:
             return message
 
         await self._app(scope, replay, send)
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer, and close only then when nothing more comes: closed with bytes unread, a connection is reset, and the
+    answer lost with it (RFC 9112, 9.6)."""
+
+    async def unfinished(message: Message) -> None:
+        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+    await JSONResponse(error.body, error.status, {"Connection": "close"})(scope, receive, unfinished)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER):
+            while (await receive()).get("more_body", False):
+                pass
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _read(scope: Scope, receive: Receive) -> bytes | None:

@@ -131,6 +131,15 @@ def test_a_body_that_turns_out_too_large_gets_an_error(speech: Server) -> None:
     connection.close()
 
 
+def test_a_client_that_sends_a_refused_body_to_its_end_gets_the_error(speech: Server) -> None:
+    """A connection that is closed with bytes unread is reset, and the answer lost with it."""
+    connection = speech.connect()
+    connection.request("POST", "/v1/audio/speech", b"x" * 8 * 1024 * 1024)
+    answer = connection.getresponse()
+    assert_error((answer.status, json.load(answer)), 413, "131072 bytes")
+    connection.close()
+
+
 def test_the_longest_input_that_is_allowed_is_not_too_large(speech: Server) -> None:
     """Four bytes and twelve characters of JSON each."""
     status, _ = speech.post(input="\U0001f600" * 4096, instructions="\U0001f600" * 4096, speed=4.0)
