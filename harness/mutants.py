@@ -573,6 +573,7 @@ _mutant(
     "S3",
     "An agent whose secret cannot be decrypted is started all the same.",
     InGuest(replaced(ACTIVATE, "echo {shlex.quote(why)} >&2; exit 1", "echo {shlex.quote(why)} >&2")),
+    tests=["test_an_agent_without_its_secret_does_not_start"],
     moment="before",
 )
 _mutant(
@@ -580,6 +581,7 @@ _mutant(
     "S3",
     "An agent whose secret cannot be decrypted holds back the others.",
     InGuest('systemctl stop "$b_unit"'),
+    tests=["test_the_other_agents_start"],
 )
 
 # --- firewall
@@ -893,6 +895,7 @@ _mutant(
     "X1",
     "A switch restarts every agent.",
     InGuest(replaced(ACTIVATE, f"return {SWITCHED}", f"return [str(number), *{SWITCHED}]")),
+    tests=["test_agents_that_a_switch_does_not_change_keep_container_and_processes"],
     moment="before",
 )
 _mutant(
