@@ -138,8 +138,8 @@ BATCHES = frozenset({"attacked_machine", "attacked_network"})
 
 
 def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[ClaimTest]:
-    """The tests of other claims that look at the same machines: of all claims where the attacks are one batch, else of
-    those that have the same letter."""
+    """The tests of other claims that look at the same machines, of claims that have the same letter; and where the
+    attacks are one batch, the first test of each claim."""
     machines = frozenset[str]().union(*(test.machines for test in own)) - set(OWN)
     claims = frozenset[str]().union(*(test.claims for test in own))
     letters = {claim[0] for claim in claims}
@@ -149,7 +149,13 @@ def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[Cl
             return False
         return test.machines <= BATCHES or bool({claim[0] for claim in test.claims} & letters)
 
-    return [test for test in tests if test.claims and not test.claims & claims and is_cheap(test)]
+    found, tried = [], set[frozenset[str]]()
+    for test in tests:
+        if test.claims and not test.claims & claims and is_cheap(test):
+            if not test.machines <= BATCHES or test.claims not in tried:
+                found.append(test)
+            tried.add(test.claims)
+    return found
 
 
 # --- running them

@@ -13,7 +13,7 @@ import base64
 import gzip
 import secrets
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -106,6 +106,15 @@ class Attempt:
     @property
     def is_control(self) -> bool:
         return self.expected == "reached"
+
+
+Aim = tuple[str, str | None]
+"""A claim and a way of attacking it; ``None`` stands for all ways."""
+
+
+def is_among(aims: Collection[Aim] | None, attempt: Attempt) -> bool:
+    """Whether an attempt, or one whose control it is, was asked for; ``None`` asks for all."""
+    return aims is None or (attempt.claim, attempt.way) in aims or (attempt.claim, None) in aims
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ can be reached serves an echo that says who it is. Root on the host is the contr
 
 import json
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from itertools import product
@@ -19,7 +19,7 @@ from harness.guests import addresses, peer_service
 from harness.guests.peers import RECORDER, SERVICE_PATH, Network, read_recorder
 from harness.policy import Agent, Plan
 from harness.probes import prober
-from harness.probes.attempts import Attacker, Attempt, Outcome, quote, run_attempts
+from harness.probes.attempts import Aim, Attacker, Attempt, Outcome, is_among, quote, run_attempts
 from harness.probes.stage import HOST
 from harness.vm.machine import Machine
 
@@ -401,14 +401,14 @@ def _fetch(names: Sequence[str]) -> str:
 # --- trying it -----------------------------------------------------------------------------------------------------
 
 
-def run_network(network: Network, plan: Plan) -> list[Outcome]:
-    """Every attack over the network, all attackers at once."""
+def run_network(network: Network, plan: Plan, aims: Collection[Aim] | None = None) -> list[Outcome]:
+    """Every attack over the network, or those that ``aims`` asks for, all attackers at once."""
     scene = set_scene(network, plan)
-    trials = plan_trials(scene)
+    trials = [trial for trial in plan_trials(scene) if is_among(aims, trial.attempt)]
     answers = run_probes(scene, trials)
     arrivals = find_arrivals(scene)
     outcomes = [judge(trial, answers, arrivals) for trial in trials]
-    return outcomes + run_attempts(network.host.host, by_name(scene))
+    return outcomes + run_attempts(network.host.host, [each for each in by_name(scene) if is_among(aims, each)])
 
 
 Asked = dict[tuple[str, str], str]
