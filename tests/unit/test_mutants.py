@@ -17,6 +17,7 @@ from harness.mutants import MUTANTS, InGuest, InPolicy, InSources, Mutant, find_
 from harness.mutate import ClaimTest, Hunt, MutantVerdict, judge, other_tests, own_tests, sources_of
 from harness.mutation import change_plan, patch_policy
 from harness.policy import POLICY, Plan, policy_from, reference_plan
+from harness.probes.attempts import Attacker, Attempt, is_among
 from tests.faults.support import run_pytest
 from tests.unit.support import REPOSITORY
 
@@ -140,6 +141,7 @@ TESTS = [
     SAME_MACHINE,
     IN_A_BATCH,
     TOO,
+    claim_test("test_of_a_claim_that_is_tried", "S1", "attacked_machine"),
     claim_test("test_of_another_letter", "C1", "shared_machine"),
     claim_test("test_other_machine", "F2", "attacked_network"),
     claim_test("test_own_machine", "C6", "machine"),
@@ -165,6 +167,13 @@ def test_others_are_asked_that_look_at_the_same_machine_and_cost_little() -> Non
     assert other_tests([QUICK], TESTS) == [SAME_MACHINE]
     assert other_tests([IN_A_BATCH], TESTS) == [TOO]
     assert other_tests([SLOW], TESTS) == []
+
+
+def test_only_what_is_asked_for_is_attacked() -> None:
+    attempt = Attempt("D2", "read a file", Attacker("root"), "a", "true", "refused")
+    assert is_among(None, attempt)
+    assert is_among({("D2", "read a file"), ("S1", None)}, attempt) and is_among({("D2", None)}, attempt)
+    assert not is_among({("D2", "list a directory"), ("S1", "read a file"), ("S1", None)}, attempt)
 
 
 # --- what counts as noticed
