@@ -21,6 +21,15 @@ ExecStartPre=/bin/sh -c 'mkfifo /run/hold && read -r word < /run/hold'
 """
 HOLD_PATH = "/etc/systemd/system/nftables.service.d/hold.conf"
 TABLE_PATH = "/var/lib/tentaflake/current/nftables.nft"
+# Before rules are removed by hand. Its timer alone is not enough: a guard that has just started loads them again.
+STOP_GUARD = "systemctl stop tentaflake-guard.timer tentaflake-guard.service"
+# `nft flush ruleset`, but for chains without a rule: with a hook's last chain the kernel changes its own code under the
+# packets that come by, on which an emulated one has panicked.
+REMOVE_TABLES = """nft 'table inet empty {
+  chain a { type filter hook prerouting priority 0; }; chain b { type filter hook input priority 0; }
+  chain c { type filter hook forward priority 0; }; chain d { type filter hook output priority 0; }
+  chain e { type filter hook postrouting priority 0; }
+}' && nft list tables | grep -v 'inet empty' | sed 's/^/delete /' | nft -f -"""
 MEND = f"""
 set -e
 cp /root/mended.nft {TABLE_PATH}

@@ -15,7 +15,7 @@ from harness.policy import Agent, Plan, evaluate_many, reference_plan
 from harness.probes import lifetime
 from harness.probes.attempts import order
 from harness.probes.crashes import Crash
-from harness.probes.lifetime import TABLE_PATH, Boot, give_routes
+from harness.probes.lifetime import REMOVE_TABLES, STOP_GUARD, TABLE_PATH, Boot, give_routes
 from harness.probes.programs import Answers, start_inside, wait_until
 from harness.vm.machine import Machine
 
@@ -23,8 +23,6 @@ claim = pytest.mark.claim
 LIST = "nft --stateless --terse list table inet tentaflake"
 LOAD = f"nft -f {TABLE_PATH}"
 GUARD = "systemctl start tentaflake-guard.service"
-# It would load the table in the middle of a test.
-STOP_GUARD = "systemctl stop tentaflake-guard.timer tentaflake-guard.service"
 
 
 @claim("F6")
@@ -96,13 +94,6 @@ def try_again(sent: Answers) -> None:
     wait_until("some hundred datagrams more", lambda: sent()[-1] >= before + 300)
 
 
-# `nft flush ruleset`, but for chains without a rule: with a hook's last chain the kernel changes its own code under the
-# packets that come by, on which an emulated one has panicked.
-REMOVE_TABLES = """nft 'table inet empty {
-  chain a { type filter hook prerouting priority 0; }; chain b { type filter hook input priority 0; }
-  chain c { type filter hook forward priority 0; }; chain d { type filter hook output priority 0; }
-  chain e { type filter hook postrouting priority 0; }
-}' && nft list tables | grep -v 'inet empty' | sed 's/^/delete /' | nft -f -"""
 REMOVE_ROUTING = "ip -4 rule del priority 4701 && ip -6 rule del priority 4701"
 
 
