@@ -30,6 +30,7 @@ from harness.probes.network import (
     build_scene,
     judge,
     key_of,
+    person,
     plan_trials,
     run_probes,
     set_scene,
@@ -259,14 +260,14 @@ def probes_of(attacker: Attacker, trials: Iterable[Trial]) -> list[Probe]:
 
 def probing(attacker: Attacker, probes: Sequence[Probe]) -> Attempt:
     program = f"python3 -I -S -c {quote(Path(prober.__file__).read_text())}"
-    script = f"echo {quote(json.dumps(probes))} | {program} && won"
+    script = f"echo {quote(json.dumps([person({}, attacker, probes)]))} | {program} && won"
     return Attempt(NEEDED, "probe", attacker, HOST, script, "reached")
 
 
 def read_answers(outcome: Outcome, probes: Sequence[Probe]) -> Asked:
     """The answer to each probe, from what the prober printed."""
     lines = outcome.output.decode(errors="replace").splitlines()
-    answers = next(json.loads(line) for line in lines if line.startswith("["))
+    [answers] = next(json.loads(line) for line in lines if line.startswith("["))
     slug = outcome.attempt.attacker.slug
     return {(slug, key_of(probe)): answer for probe, answer in zip(probes, answers, strict=True)}
 

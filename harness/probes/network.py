@@ -7,7 +7,7 @@ can be reached serves an echo that says who it is. Root on the host is the contr
 
 import json
 import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from itertools import product
@@ -22,6 +22,7 @@ from harness.probes import prober
 from harness.probes.attempts import Aim, Attacker, Attempt, Outcome, is_among, quote, run_attempts
 from harness.probes.stage import HOST
 from harness.vm.machine import Machine
+from harness.vm.shell import Result
 
 Probe = dict[str, Any]
 Way = tuple[str, str]
@@ -425,18 +426,18 @@ def run_probes(scene: Scene, trials: Sequence[Trial]) -> Asked:
     peers = {LAN.slug: network.lan.machine, TAILNET.slug: network.tailnet.machine}
     at_host = [attacker for slug, attacker in attackers_by_slug.items() if slug not in peers]
     places = [(peers[slug], [attackers_by_slug[slug]]) for slug in peers if slug in attackers_by_slug]
-    waiting: list[tuple[list[Attacker], Callable[[], Any]]] = []
+    waiting: list[tuple[list[Attacker], Callable[[], Result]]] = []
     for machine, attackers in [*places, (network.host, at_host)]:
-        script = _script(scene, [(attacker, list(by_attacker[attacker.slug].values())) for attacker in attackers])
-        waiting.append((attackers, machine.shell.start(script, timeout=120)))
+        work = [person(scene.pids, each, list(by_attacker[each.slug].values())) for each in attackers]
+        start = machine.shell.start(["python3", "-I", "-S", PROBER_PATH], stdin=json.dumps(work).encode(), timeout=120)
+        waiting.append((attackers, start))
     found: Asked = {}
     for attackers, finish in waiting:
-        lines = finish().check().text.splitlines()
-        for attacker, line in zip(attackers, lines, strict=True):
-            if not line.startswith("["):
-                raise HarnessError(f"{attacker.name} could not try anything: {line}")
+        for attacker, answers in zip(attackers, json.loads(finish().check().stdout), strict=True):
+            if isinstance(answers, str):
+                raise HarnessError(f"{attacker.name} could not try anything: {answers}")
             asked = by_attacker[attacker.slug]
-            found |= {(attacker.slug, probe): said for probe, said in zip(asked, json.loads(line), strict=True)}
+            found |= {(attacker.slug, probe): said for probe, said in zip(asked, answers, strict=True)}
     return found
 
 
@@ -444,28 +445,12 @@ def key_of(probe: Probe) -> str:
     return json.dumps(probe, sort_keys=True)
 
 
-def _script(scene: Scene, work: list[tuple[Attacker, list[Probe]]]) -> str:
-    """One line of answers, or of what went wrong, for each attacker."""
-    lines = ["cd $(mktemp -d) && chmod 711 ."]
-    for number, (attacker, probes) in enumerate(work):
-        lines += [
-            f"cat > {number}.json <<'END'\n{json.dumps(probes)}\nEND",
-            f"{_identity(scene, attacker)}python3 -I -S {PROBER_PATH} < {number}.json > {number}.out 2> {number}.err &",
-        ]
-    lines.append("wait")
-    lines += [
-        f"[ -s {number}.out ] && cat {number}.out || {{ tail -n 1 {number}.err; }}" for number in range(len(work))
-    ]
-    return "\n".join([*lines, 'rm -r "$PWD"'])
-
-
-def _identity(scene: Scene, attacker: Attacker) -> str:
+def person(pids: Mapping[str, int], attacker: Attacker, probes: Sequence[Probe]) -> dict[str, Any]:
+    """An attacker for the prober. On an agent's own wire it is root, which can send what no agent can."""
     agent = attacker.agent
-    if agent is None:
-        return ""
-    if attacker.origin == "wire":
-        return f"nsenter --target {scene.pids[agent.name]} --net "
-    return f"setpriv --reuid={agent.uid} --regid={agent.gid} --clear-groups "
+    pid = pids[agent.name] if agent and attacker.origin == "wire" else None
+    user = agent if attacker.origin == "uid" else None
+    return {"pid": pid, "uid": user and user.uid, "gid": user and user.gid, "probes": probes}
 
 
 Arrivals = set[tuple[str, str]]

@@ -1,13 +1,20 @@
 #!/usr/bin/env python3
-"""Tries to reach many addresses at once, from where it is started, and says what came back.
+"""Tries to reach many addresses at once, as one attacker or as several, and says what came back.
 
-    prober.py < PROBES.json > ANSWERS.json
+    prober.py < ATTACKERS.json > ANSWERS.json
 
-Runs inside a guest with its own Python and nothing else. The probes are a list of objects
+Runs inside a guest with its own Python and nothing else. Each attacker is an object
+
+    {"pid": PID, "uid": UID, "gid": GID, "probes": PROBES}
+
+and probes as whoever started the program; in the network namespace of process ``pid``, and with the ids, that are not
+null. All attackers try at the same time, each in a process of its own: a Python takes longer to start than to try. The
+answers to each are a list of texts, empty where nothing came; or, of an attacker that could not try, a text that says
+why. The probes are a list of objects
 
     {"kind": KIND, "address": ADDRESS, "port": PORT}
 
-with one of these kinds; the answers are a list of texts in the same order, empty where nothing came.
+with one of these kinds.
 
     tcp         connect, say something, read
     udp         a datagram; what is answered is read
@@ -19,6 +26,7 @@ with one of these kinds; the answers are a list of texts in the same order, empt
     neighbour   who has the address, asked on the wire itself (ARP, NDP); the answer is a hardware address
 """
 
+import ctypes
 import ipaddress
 import json
 import os
@@ -39,6 +47,8 @@ SILENCE = 4.0
 LONGEST = 60.0
 AGAIN = 1.6
 """Seconds after which a datagram is sent once more: one may be lost in a crowd."""
+CLONE_NEWNET = 0x40000000
+"""As setns(2) wants it; ``os`` has it from Python 3.12 on."""
 IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
 LARGE = b"x" * 4000
 Probe = dict[str, Any]
@@ -251,13 +261,54 @@ def said(each: Try) -> str:
     return each.answer.decode(errors="replace") or ("connected" if each.connected else "")
 
 
-def main() -> None:
-    probes = json.load(sys.stdin)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def try_all(probes: list[Probe]) -> list[str]:
+    """The answer to each probe."""
     tries = [begin(probe) for probe in probes]
     run([each for each in tries if each is not None])
-    print(json.dumps([said(each) if each else "" for each in tries]))
+    return [said(each) if each else "" for each in tries]
+
+
+def become(attacker: dict[str, Any]) -> None:
+    """For good: in the namespace first, which takes a privilege, and then with the ids, which gives it up."""
+    if attacker["pid"] is not None:
+        namespace = os.open(f"/proc/{attacker['pid']}/ns/net", os.O_RDONLY)
+        if ctypes.CDLL(None, use_errno=True).setns(namespace, CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(namespace)
+    if attacker["uid"] is not None:
+        os.setgroups([])
+        os.setresgid(*[attacker["gid"]] * 3)
+        os.setresuid(*[attacker["uid"]] * 3)
+
+
+def start(attacker: dict[str, Any]) -> int:
+    """The attacker's process has begun; what it says, as JSON, comes from this file."""
+    reading, writing = os.pipe()
+    if os.fork():
+        os.close(writing)
+        return reading
+    os.close(reading)
+    answers: list[str] | str
+    try:
+        become(attacker)
+        answers = try_all(attacker["probes"])
+    except (OSError, LookupError, ValueError) as error:
+        answers = f"{type(error).__name__}: {error}"
+    with open(writing, "w") as out:
+        json.dump(answers, out)
+    os._exit(0)
+
+
+def main() -> None:
+    attackers = json.load(sys.stdin)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    started = [start(attacker) for attacker in attackers]
+    found = []
+    for reading in started:
+        with open(reading) as said_by_it:
+            found.append(json.load(said_by_it))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -45,16 +45,18 @@ def test_the_prober_tells_what_answers_from_what_does_not(tmp_path: Path) -> Non
     own = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
     if subprocess.run([*own, "true"], check=False, capture_output=True).returncode != 0:
         pytest.skip("no network namespace can be made here")
+    nobody = {"pid": None, "uid": None, "gid": None}
     arguments = [str(tmp_path / "token"), sys.executable, peer_service.__file__, prober.__file__]
     done = subprocess.run(
         [*own, "sh", "-c", SCRIPT, "sh", *arguments],
-        input=json.dumps([probe for probe, _ in PROBES]),
+        input=json.dumps([{**nobody, "probes": [probe for probe, _ in PROBES]}, {**nobody, "pid": 0, "probes": []}]),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout)
+    answers, lost = json.loads(done.stdout)
+    assert lost.startswith("FileNotFoundError: "), lost  # who has no namespace says so, and holds up nobody
     for (probe, wanted), said in zip(PROBES, answers, strict=True):
         assert said.startswith(wanted), (probe, said)
         assert bool(said) == bool(wanted), (probe, said)
