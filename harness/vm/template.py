@@ -19,7 +19,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,10 @@ def _start_fork(cache: Cache, template: Template, wire: socket.socket | None) ->
             yield restoring
 
 
-def boot_arguments(image: Image) -> list[str]:
-    return [
-        *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
-        *("-append", image.command_line),
-    ]
+def boot_arguments(image: Image, hardware: Hardware, words: str = "") -> list[str]:
+    """What a machine boots, with ``words`` more on its kernel's command line."""
+    line = " ".join(filter(None, (image.command_line, hardware.kernel_words(), words)))
+    return [*("-kernel", str(image.kernel), "-initrd", str(image.initrd)), *("-append", line)]
 
 
 def _drive(file: str) -> str:
@@ -101,7 +100,7 @@ def power_on(image: Image, hardware: Hardware, directory: Path) -> Iterator[Mach
     backing = os.path.relpath(image.disk, directory)
     _create_overlay(directory / "disk.qcow2", backing, "raw")
     started = time.monotonic()
-    arguments = [*hardware.arguments(directory / "ram", share=True), *boot_arguments(image)]
+    arguments = [*hardware.arguments(directory / "ram", share=True), *boot_arguments(image, hardware)]
     with start_qemu(directory, arguments, disk=_drive("disk.qcow2"), netdev=NETDEV) as process:
         machine = Machine(process)
         machine.wait_shell(BOOT_TIMEOUT, started=started)
@@ -120,7 +119,7 @@ def boot_again(machine: Machine, image: Image, hardware: Hardware, words: str) -
         (directory / name).unlink(missing_ok=True)
     arguments = [
         *hardware.arguments(directory / "ram", share=True),
-        *boot_arguments(replace(image, command_line=f"{image.command_line} {words}")),
+        *boot_arguments(image, hardware, words),
     ]
     started = time.monotonic()
     with start_qemu(directory, arguments, disk=_drive("overlay.qcow2"), netdev=NETDEV) as process:
@@ -147,7 +146,7 @@ def _start_restore(
     started = time.monotonic()
     arguments = [
         *template.hardware.arguments(ram, share=share),
-        *boot_arguments(template.image),
+        *boot_arguments(template.image, template.hardware),
         *("-incoming", "defer"),
     ]
     disk = _drive("disk.qcow2" if share else "overlay.qcow2")

@@ -15,7 +15,7 @@ from harness.vm import qemu, template
 from harness.vm.image import Image
 from harness.vm.machine import Machine
 from harness.vm.qemu import Hardware, Process
-from harness.vm.template import Template, power_on
+from harness.vm.template import Template, boot_arguments, power_on
 
 HARDWARE = Hardware("tcg", cpus=2, memory=1024)
 Call = tuple[list[str], dict[str, str]]
@@ -100,9 +100,9 @@ def test_a_machine_notices_that_it_is_a_fork() -> None:
 @pytest.mark.parametrize(
     ("accelerator", "version", "model"),
     [
-        ("tcg", (7, 2, 22), "max,-cx16"),
-        ("tcg", (8, 0, 0), "max"),
-        ("tcg", (10, 0, 2), "max"),
+        ("tcg", (7, 2, 22), "max,-la57,-cx16"),
+        ("tcg", (8, 0, 0), "max,-la57"),
+        ("tcg", (10, 0, 2), "max,-la57"),
         ("kvm", (7, 2, 22), "host"),
     ],
 )
@@ -111,6 +111,12 @@ def test_the_processor_without_cmpxchg16b_is_for_old_tcg_only(
 ) -> None:
     monkeypatch.setattr(qemu, "qemu_version", lambda: version)
     assert Hardware(accelerator).cpu_model() == model
+
+
+@pytest.mark.parametrize(("accelerator", "line"), [("tcg", "quiet norandmaps more"), ("kvm", "quiet more")])
+def test_addresses_are_random_unless_each_start_would_be_translated_anew(accelerator: str, line: str) -> None:
+    image = Image("key", Path(), Path("kernel"), Path("initrd"), Path("disk"), "quiet", {})
+    assert boot_arguments(image, Hardware(accelerator), "more")[-1] == line
 
 
 @pytest.mark.parametrize("other", [{"accelerator": "kvm"}, {"cpus": 3}, {"memory": 2048}])
