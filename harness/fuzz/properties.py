@@ -21,7 +21,7 @@ from harness.guests import activate
 from harness.mistakes import Mistake, mistakes
 from harness.nix_text import agents_nix
 from harness.policy import HOST_VARIABLES, Agent, Plan, PolicyError, evaluate, evaluate_many
-from harness.strategies import Written, hostile_hosts, hosts
+from harness.strategies import Written, hostile_hosts, hosts, identity_of
 
 Case = Any
 
@@ -275,8 +275,11 @@ def order(host: Written) -> None:
 def renamed(host: Written) -> None:
     """Renaming an agent changes no other (U3)."""
     first, *others = host["agents"]
-    before, after = plans(host, {**host, "agents": [{**first, "name": "renamed-of-late"}, *others]})
-    assert "renamed-of-late" in after.agents
+    taken = set[tuple[str, str | int]]().union(*map(identity_of, others))
+    names = (f"renamed-{number}" for number in itertools.count())  # two names may come to one uid
+    other = next(spec for name in names if not identity_of(spec := {**first, "name": name}) & taken)
+    before, after = plans(host, {**host, "agents": [other, *others]})
+    assert other["name"] in after.agents
     for spec in others:
         name = spec["name"]
         assert before.agents[name] == after.agents[name]

@@ -60,8 +60,8 @@ def _lock(attacker: Attacker, _: int) -> str:
 
 def _signal(attacker: Attacker, pid: int) -> str:
     """In a container, a process of that number would be its own."""
-    guard = f"[ -e /proc/{pid} ] || " if attacker.is_inside else ""
-    return f"{guard}kill -CONT {pid} && won"
+    send = f"kill -CONT {pid} && won"
+    return f"[ -e /proc/{pid} ] || {{ {send}; }}" if attacker.is_inside else send
 
 
 WAYS = [

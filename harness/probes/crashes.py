@@ -74,7 +74,7 @@ def crash(host: Host, agents: Mapping[str, Agent], what: str, agent: Agent | Non
         host.check_output(OF_AN_AGENT[what].format(uid=agent.uid, unit=agent.service.name))
         replaced = [agent.name]
     else:
-        host.check_output(OF_THE_HOST[what])
+        host.check_output(OF_THE_HOST[what], timeout=BACK_TIMEOUT)
         replaced = ["containerd"] if what == "containerd" else ["docker", *agents]
     wait_replaced(host, agents, before, replaced, agent.service.name if agent else None)
     ready()

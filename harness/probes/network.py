@@ -381,10 +381,10 @@ def by_name(scene: Scene) -> Iterator[Attempt]:
             token=addresses.PUBLIC["public.test"][0].encode(),
         )
         if granted:
-            script = f"[ $({_fetch(granted)} | grep -c {token}) = {len(granted)} ] && won"
+            script = f"[ $({_fetch(granted, 30)} | grep -c {token}) = {len(granted)} ] && won"
             yield Attempt("F4", "reach by name", attacker, INTERNET if agent else PRIVATE, script, "reached")
         if others:
-            yield Attempt("F4", "reach by name", attacker, PRIVATE, _fetch(others), "refused", token=token.encode())
+            yield Attempt("F4", "reach by name", attacker, PRIVATE, _fetch(others, 3), "refused", token=token.encode())
 
 
 def _granted_by_name(agent: Agent, name: str) -> bool:
@@ -393,9 +393,9 @@ def _granted_by_name(agent: Agent, name: str) -> bool:
     return any(may_reach(agent, name, probe) for probe in tcp(targets, [80]))
 
 
-def _fetch(names: Sequence[str]) -> str:
+def _fetch(names: Sequence[str], seconds: int) -> str:
     """All pages at once: each that is refused takes its whole time."""
-    pages = "".join(f"wget -q -T 3 -O - http://{name}/ & " for name in names)
+    pages = "".join(f"wget -q -T {seconds} -O - http://{name}/ & " for name in names)
     return f"{{ {pages}wait; }} 2> /dev/null"
 
 

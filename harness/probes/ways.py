@@ -217,7 +217,7 @@ def send_signal(attacker: Attacker, target: Target) -> str:
         return f"kill -CONT {target.pids[0]} && won"
     pids = " ".join(map(str, target.pids))
     return dedent(f"""\
-        for p in {pids}; do [ -e /proc/$p ] || kill -CONT $p && won; done
+        for p in {pids}; do [ -e /proc/$p ] || {{ kill -CONT $p && won; }}; done
         for p in {visible_pids(attacker, target)}; do
           kill -CONT $p && tr '\\0' '\\n' < /proc/$p/environ | grep -q -x 'HERMES_HOME={target.directory}' && won
         done""")

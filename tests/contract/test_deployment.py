@@ -282,7 +282,9 @@ def test_a_switch_that_is_killed_before_any_of_its_steps_leaves_the_former_host_
     wrong: list[str] = []
     steps: list[str] = []
     while (step := kill_switch(small_machine, len(steps))) is not None:
-        host.check_output("systemctl start tentaflake-recover.service")  # waits for it, if it is at work already
+        host.check_output(
+            "systemctl start tentaflake-recover.service", timeout=BOOT_TIMEOUT
+        )  # waits for it, if it is at work already
         found = differences(before, take_snapshot(host))
         if who_runs(host, stays) != process:
             found.append("the agent that both plans have runs as another process")
@@ -335,7 +337,7 @@ def test_a_switch_that_fails_leaves_the_former_host_in_charge(
     with pytest.raises(CommandFailed, match="exit code 1"):
         lab.guest.activate(small_machine, broken)
     host.check_output("! [ -e %s ] || rmdir %s", obstacle, obstacle)
-    host.check_output("systemctl start tentaflake-recover.service")
+    host.check_output("systemctl start tentaflake-recover.service", timeout=BOOT_TIMEOUT)
     check_unchanged(small_machine, before, stays, process)
     lab.guest.activate(small_machine, other)
     assert host.user("hermes-comes").exists

@@ -65,7 +65,7 @@ def test_a_broken_file_changes_nothing(machine: Machine) -> None:
     host = machine.host
     before = host.check_output(LIST)
     changed = f"cp {TABLE_PATH} /run/new.nft && echo 'add chain inet tentaflake added' >> /run/new.nft"
-    host.check_output(f"{changed} && (cat /run/new.nft; echo broken) > /run/broken.nft")
+    host.check_output(f"{STOP_GUARD} && {changed} && (cat /run/new.nft; echo broken) > /run/broken.nft")
     assert host.run("nft -f /run/broken.nft").rc != 0
     assert host.check_output(LIST) == before
     host.check_output("nft -f /run/new.nft")
@@ -178,6 +178,7 @@ def test_an_open_connection_ends_with_the_grant_that_it_had(
 ) -> None:
     """Reloading the same table is the control: the connection goes on."""
     host = open_network.host
+    host.run(STOP_GUARD).check()
     answered = start_inside(host, online, lifetime.SPEAKER, TARGET=("9.9.9.9", 80))
     wait_until("an open connection", lambda: len(answered()) > 1)
     host.run(LOAD).check()

@@ -96,6 +96,7 @@ docker network create --internal --label "v=$value" planted > /dev/null
 docker create --name planted --network none --env "V=$value" planted:latest true > /dev/null
 sh -c 'while :; do sleep 1000; done' planted "$value" > /dev/null 2>&1 &
 V=$value setpriv --reuid={nobody} --regid={nobody} --clear-groups sleep infinity > /dev/null 2>&1 &
+until pgrep -u {nobody} -x sleep > /dev/null; do :; done
 """.replace("{nobody}", str(NOBODY))
 PLACES = ["file /root/planted-raw", "file /root/planted-base64", "file /root/planted-hex", "file /run/planted"]
 PLACES += ["file /var/lib/containerd", "journal", "unit", "process /proc/"]
@@ -125,8 +126,12 @@ def searched(searched_machine: Machine, plan: Plan) -> Searched:
     machine.run(f"sh -c {shlex.quote(PLANT)}", stdin=PLANTED, timeout=120).check()
     any_canary = {"canary": HEAD, "planted": PLANTED}
     values = {secret.id: canary(secret.file) for agent in plan.agents.values() for secret in agent.secrets}
-    pages = search_memory(machine, {**values, "planted": PLANTED})
+    sought = {**values, "planted": PLANTED}
+    pages = search_memory(machine, sought)
     owners = page_owners(machine, pages)
+    # A page that was free may have been given to somebody meanwhile; then it was cleared.
+    still = search_memory(machine, sought)
+    pages = {number: names for number, names in pages.items() if number in still}
     proc = {
         agent.name: search_proc(machine, agent.uid, {**foreign_values(plan, agent), "planted": PLANTED})
         for agent in plan.agents.values()

@@ -75,7 +75,7 @@ def speech_probes(plan: Plan) -> set[Probe]:
 
 def test_without_rules_everything_answers(plan: Plan) -> None:
     """The positive control of all that follows."""
-    with Wire(plan) as bare:
+    with Wire(plan, timeout=30.0) as bare:
         everywhere = [address for family in OUTSIDE.values() for address in family]
         everywhere += [address for name in AGENTS for address in [*addresses(plan, name), *gateways(plan, name)]]
         sources = [*AGENTS, "lan"]

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.evidence import directory_for
+from tests.unit.support import PROPERTY
 
 ARTIFACTS = Path("artifacts")
 IDS = st.text("ab/-.:[] @\n\0ä", min_size=1, max_size=8).map(lambda name: f"tests/t.py::test_{name}")
@@ -35,6 +36,7 @@ def test_no_two_tests_have_one_place() -> None:
     assert len({directory_for(ARTIFACTS, test) for test in ALIKE}) == len(ALIKE)
 
 
+@PROPERTY
 @given(IDS, IDS)
 def test_the_place_is_one_safe_name_and_another_for_another_id(one: str, other: str) -> None:
     place = directory_for(ARTIFACTS, one)

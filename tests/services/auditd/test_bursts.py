@@ -88,6 +88,7 @@ def test_what_overflows_the_kernels_queue_is_found_again_and_marked(start: Start
     (home / "directory").mkdir()
     (home / "directory/kept").touch()
     running.wait_row(path="*/kept")
+    running.wait_row(path="*/moved", kinds=("write",))  # those are told a moment later
     running.signal(signal.SIGSTOP)
     try:
         for number in range(queue_size // 2 + 1000):

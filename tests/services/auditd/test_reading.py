@@ -170,6 +170,7 @@ def test_following_tells_a_row_once_that_comes_while_others_are_read(locally: Lo
 
 def test_tail_follows_what_is_recorded(start: Start, home: Path) -> None:
     running = start()
+    running.wait_row(kinds=("rescan",))
     follow = command(running.data["database"], "tail", "-f", "-n", "1", "--json")
     with subprocess.Popen(follow, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as follower:
         try:

@@ -136,13 +136,16 @@ def test_ten_thousand_writes_are_a_few_rows_that_say_since_when(locally: Locally
 
 def test_a_file_that_is_written_all_the_time_is_told_of_meanwhile(start: Start, home: Path) -> None:
     running = start()
-    seen = []
-    for _ in range(24):
+
+    def told_twice() -> bool:
         with (home / "file").open("a") as file:
             file.write("x")
         time.sleep(0.05)  # this is the attack: never leave a pause longer than any debounce
-        seen.append(len(running.rows(kinds=("write",))))
-    assert seen[4] >= 1 and seen[-1] >= 2
+        return len(running.rows(kinds=("write",))) >= 2
+
+    eventually(told_twice, "two rows of a file that is written")
+    # By what the rows say of themselves, which a slow disk does not change.
+    assert all(row["time"] - (row["first"] or row["time"]) < 5e9 for row in running.rows(kinds=("write",)))
 
 
 # --- directories
@@ -401,7 +404,7 @@ def test_a_file_system_mounted_over_the_state_directory_is_watched(start: Start,
         running.wait_row(path="*/over", kinds=("create",))
         # A directory is held open for a twentieth of a second after something has happened in it.
         unmount = [*enter, "umount", "--quiet", str(home)]
-        eventually(lambda: subprocess.run(unmount, check=False).returncode == 0, "it can be unmounted", 2)
+        eventually(lambda: subprocess.run(unmount, check=False).returncode == 0, "it can be unmounted")
     except BaseException:
         subprocess.run([*enter, "umount", "-l", str(home)], check=False)
         raise

@@ -39,3 +39,10 @@ def start(tmp_path: Path, voices: Path) -> Iterator[Start]:
             return stack.enter_context(manager(**settings))
 
         yield start
+
+
+@pytest.fixture
+def heavy(tmp_path: Path) -> Path:
+    """A voice that takes its time: tens of milliseconds for each sentence."""
+    tone_voice.make(tmp_path / "voices", "heavy", work=8)
+    return tmp_path / "voices"

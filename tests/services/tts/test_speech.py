@@ -3,11 +3,13 @@
 import base64
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tone_voice import RATE as VOICE_RATE
 
+from tests.services.tts.conftest import Start
 from tests.services.tts.support import (
     LONG,
     PHONEME,
@@ -117,8 +119,8 @@ def test_a_sentence_without_an_end_is_spoken_in_pieces(speech: Server) -> None:
     assert len(found) > len(wanted)
 
 
-def test_the_first_sentence_leaves_before_the_last_is_made(speech: Server) -> None:
-    with speech.openai as client:
+def test_the_first_sentence_leaves_before_the_last_is_made(start: Start, heavy: Path) -> None:
+    with start(heavy).openai as client:
         started, whole, first = time.monotonic(), b"", 0.0
         with client.audio.speech.with_streaming_response.create(
             model="tts-1", voice="alloy", input=LONG[:4096], response_format="wav", speed=0.25
