@@ -891,10 +891,10 @@ _mutant(
 
 SWITCHED = "[_text(here / path) for path in names]"
 _mutant(
-    "switch-restarts-all",
+    "switch-restarts-one-more",
     "X1",
-    "A switch restarts every agent.",
-    InGuest(replaced(ACTIVATE, f"return {SWITCHED}", f"return [str(number), *{SWITCHED}]")),
+    "A switch restarts A, which it does not change.",
+    InGuest(f"""replace {ACTIVATE} 'return {SWITCHED}' "return [str(number) * (name == '$a_name'), *{SWITCHED}]" """),
     tests=["test_agents_that_a_switch_does_not_change_keep_container_and_processes"],
     moment="before",
 )

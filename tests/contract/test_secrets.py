@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pytest
 
@@ -103,15 +104,43 @@ PLACES += ["file /var/lib/containerd", "journal", "unit", "process /proc/"]
 PLACES += [f"docker {kind}" for kind in ("container", "image", "network", "volume")]
 
 
+ANY = {"canary": HEAD, "planted": PLANTED}
+
+
 @dataclass(frozen=True)
 class Searched:
-    """What a search for all canaries, and for what was planted as a control, has found."""
+    """What searches find, of all canaries and of what was planted as a control; each is made when it is asked for."""
 
-    disk: Sequence[Hit]
-    places: Sequence[Hit]
-    proc: Mapping[str, Sequence[Hit]]
-    pages: Mapping[int, Sequence[str]]
-    owners: Mapping[int, Sequence[int]]
+    machine: Machine
+    plan: Plan
+
+    @cached_property
+    def disk(self) -> Sequence[Hit]:
+        return search_disk(self.machine, ANY)
+
+    @cached_property
+    def places(self) -> Sequence[Hit]:
+        return search_places(self.machine, ANY)
+
+    @cached_property
+    def proc(self) -> Mapping[str, Sequence[Hit]]:
+        """What each agent, and nobody, sees of processes."""
+        found = {
+            agent.name: search_proc(self.machine, agent.uid, {**foreign_values(self.plan, agent), "planted": PLANTED})
+            for agent in self.plan.agents.values()
+        }
+        return found | {"nobody": search_proc(self.machine, NOBODY, ANY)}
+
+    @cached_property
+    def mapped(self) -> Sequence[tuple[str, int]]:
+        """The values in memory, each with the uid of a process that has it mapped."""
+        secrets = [secret for agent in self.plan.agents.values() for secret in agent.secrets]
+        values = {"planted": PLANTED} | {secret.id: canary(secret.file) for secret in secrets}
+        pages = search_memory(self.machine, values)
+        owners = page_owners(self.machine, pages)
+        # A page that was free may have been given to somebody meanwhile; then it was cleared.
+        still = search_memory(self.machine, values)
+        return [(name, uid) for page in pages if page in still for name in pages[page] for uid in owners.get(page, ())]
 
 
 @pytest.fixture(scope="session")
@@ -122,22 +151,8 @@ def searched_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> It
 
 @pytest.fixture(scope="session")
 def searched(searched_machine: Machine, plan: Plan) -> Searched:
-    machine = searched_machine
-    machine.run(f"sh -c {shlex.quote(PLANT)}", stdin=PLANTED, timeout=120).check()
-    any_canary = {"canary": HEAD, "planted": PLANTED}
-    values = {secret.id: canary(secret.file) for agent in plan.agents.values() for secret in agent.secrets}
-    sought = {**values, "planted": PLANTED}
-    pages = search_memory(machine, sought)
-    owners = page_owners(machine, pages)
-    # A page that was free may have been given to somebody meanwhile; then it was cleared.
-    still = search_memory(machine, sought)
-    pages = {number: names for number, names in pages.items() if number in still}
-    proc = {
-        agent.name: search_proc(machine, agent.uid, {**foreign_values(plan, agent), "planted": PLANTED})
-        for agent in plan.agents.values()
-    }
-    proc["nobody"] = search_proc(machine, NOBODY, any_canary)
-    return Searched(search_disk(machine, any_canary), search_places(machine, any_canary), proc, pages, owners)
+    searched_machine.run(f"sh -c {shlex.quote(PLANT)}", stdin=PLANTED, timeout=120).check()
+    return Searched(searched_machine, plan)
 
 
 def foreign_values(plan: Plan, agent: Agent) -> dict[str, bytes]:
@@ -152,6 +167,24 @@ def judge(hits: Sequence[Hit], *controls: str) -> None:
     for place in controls:
         if not any(hit.place.startswith(place) for hit in hits):
             raise ControlFailed(f"the search did not find what was planted: {place}; it found\n  {shown(hits)}")
+
+
+@claim("S2")
+@pytest.mark.recorded
+def test_no_process_has_the_secret_of_another_in_its_memory(searched: Searched, plan: Plan) -> None:
+    """In all of the machine's memory, page by page: mapped by its agent's processes, by root's, or by none.
+
+    It comes first: other searches leave what they sought in memory that is free.
+    """
+    allowed = {"planted": {0, NOBODY}}
+    for agent in plan.agents.values():
+        for secret in agent.secrets:
+            users = [other for other in plan.agents.values() if any(s.file == secret.file for s in other.secrets)]
+            allowed[secret.id] = {0} | {user.uid for user in users}
+    if ("planted", NOBODY) not in searched.mapped:
+        found = sorted(set(searched.mapped))
+        raise ControlFailed(f"what was planted in the memory of nobody's process was not found: {found}")
+    assert [(name, uid) for name, uid in searched.mapped if uid not in allowed[name]] == []
 
 
 @claim("S2")
@@ -181,25 +214,6 @@ def test_no_secret_is_in_the_plan(plan: Plan) -> None:
     identity = plan.host.secrets_identity
     found = search_plan(plan, {"canary": HEAD, "planted": identity.encode()})
     judge(found, "plan")
-
-
-@claim("S2")
-@pytest.mark.recorded
-def test_no_process_has_the_secret_of_another_in_its_memory(searched: Searched, plan: Plan) -> None:
-    """In all of the machine's memory, page by page: mapped by its agent's processes, by root's, or by none."""
-    allowed = {"planted": {0, NOBODY}}
-    for agent in plan.agents.values():
-        for secret in agent.secrets:
-            users = [other for other in plan.agents.values() if any(s.file == secret.file for s in other.secrets)]
-            allowed[secret.id] = {0} | {user.uid for user in users}
-    mapped = [(name, uid) for page, names in searched.pages.items() for name in names for uid in owners(searched, page)]
-    if ("planted", NOBODY) not in mapped:
-        raise ControlFailed(f"what was planted in the memory of nobody's process was not found: {sorted(set(mapped))}")
-    assert [(name, uid) for name, uid in mapped if uid not in allowed[name]] == []
-
-
-def owners(searched: Searched, page: int) -> Sequence[int]:
-    return searched.owners.get(page, ())
 
 
 # --- S3
