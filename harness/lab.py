@@ -171,12 +171,17 @@ class Lab:
     @contextmanager
     def fork(self, template: Template) -> Iterator[Machine]:
         """A fresh machine in the state of ``template``."""
+        template = self.to_fork(template)
         with template.fork(self.cache) as machine:
-            self.make_ready(machine)
+            self.make_ready(machine, template)
             yield machine
 
-    def make_ready(self, machine: Machine) -> None:
-        """What is done to each fresh machine: nothing, but for a mutant (``harness.mutation``)."""
+    def to_fork(self, template: Template) -> Template:
+        """What is forked where ``template`` is meant: itself, but for a mutant (``harness.mutation``)."""
+        return template
+
+    def make_ready(self, machine: Machine, template: Template) -> None:
+        """What is done to each fresh fork of ``template``: nothing, but for a mutant (``harness.mutation``)."""
 
     @contextmanager
     def network(
@@ -191,6 +196,7 @@ class Lab:
             with self.fork(host) as machine:
                 yield Network(machine)
             return
+        host = self.to_fork(host)
         templates = {"host": host} | {role: self.peer(role) for role in roles}
         with start_wire(len(templates)) as wire:
             forks = list(zip(templates.values(), wire.ends, strict=True))
@@ -198,7 +204,7 @@ class Lab:
                 try:
                     directories = {name: template.directory for name, template in templates.items()}
                     network = peers.connect(machines, directories)
-                    self.make_ready(network.host)
+                    self.make_ready(network.host, host)
                 finally:
                     wire.check()  # without it nothing else can work
                 yield network

@@ -4,18 +4,18 @@ A mutant is *killed* when a test of its claim fails by an assertion, *untried* w
 verdict (a control failed, the host did not come up), else it has *survived*, and the suite has a hole.
 """
 
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, NoReturn
 
 import msgspec
 import pytest
@@ -106,14 +106,15 @@ def collect_tests() -> list[ClaimTest]:
     """All tests of claims, as pytest finds them."""
     lister = _Lister()
     quiet = ("--collect-only", "-p", "no:terminal", "-p", "no:cacheprovider")
-    warnings = ("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning")
-    code = pytest.main([*_pytest_arguments(REPOSITORY), *quiet, *warnings, str(TESTS)], plugins=[lister])
+    code = pytest.main([*_pytest_arguments(REPOSITORY), *quiet, *IGNORE_IMPORTED, str(TESTS)], plugins=[lister])
     if code != pytest.ExitCode.OK:
         raise HarnessError(f"the tests of the claims cannot be collected (pytest: {pytest.ExitCode(code).name})")
     return lister.tests
 
 
 TESTS = REPOSITORY / "tests" / "contract"
+IGNORE_IMPORTED = ("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning")
+"""For a pytest in a process that has imported the harness before."""
 
 
 def _pytest_arguments(root: Path) -> list[str]:
@@ -169,10 +170,8 @@ def run_mutants(mutants: Sequence[Mutant], options: Sequence[str], workers: int)
     LOGS.mkdir(parents=True, exist_ok=True)
     by_length = sorted(mutants, key=lambda each: (each.moment != "before", not each.tests))
     with TemporaryDirectory(prefix="bytecode-") as bytecode, ThreadPoolExecutor(workers) as pool:
-        # What pytest makes of the tests' sources is made once; it takes as long as a quick mutant's tests.
-        environment = {**os.environ, "PYTHONPYCACHEPREFIX": bytecode, "PYTHONDONTWRITEBYTECODE": ""}
         futures = [
-            pool.submit(run_mutant, each, chosen[each.id], other_tests(chosen[each.id], tests), options, environment)
+            pool.submit(run_mutant, each, chosen[each.id], other_tests(chosen[each.id], tests), options, bytecode)
             for each in by_length
         ]
         try:
@@ -183,36 +182,56 @@ def run_mutants(mutants: Sequence[Mutant], options: Sequence[str], workers: int)
 
 
 def run_mutant(
-    mutant: Mutant,
-    own: Sequence[ClaimTest],
-    others: Sequence[ClaimTest],
-    options: Sequence[str],
-    environment: Mapping[str, str],
+    mutant: Mutant, own: Sequence[ClaimTest], others: Sequence[ClaimTest], options: Sequence[str], bytecode: str
 ) -> MutantVerdict:
-    """Run a mutant's tests and those of others; what pytest says is kept in .artifacts/mutants."""
+    """Run a mutant's tests and those of others; what pytest says is kept in .artifacts/mutants.
+
+    ``bytecode`` is a directory for what pytest makes of the tests' sources, which is made once for all mutants.
+    """
     started = time.monotonic()
-    with TemporaryDirectory(prefix="mutant-") as directory, (LOGS / f"{mutant.id}.txt").open("wb") as log:
+    with TemporaryDirectory(prefix="mutant-") as directory:
         root, file = sources_of(mutant, Path(directory)), Path(directory) / "outcomes.json"
-        command = [
-            *(sys.executable, "-m", "pytest", "-p", "harness.plugin", "-p", "no:cacheprovider"),
-            *_pytest_arguments(root),
+        arguments = [
+            *("-p", "harness.plugin", "-p", "no:cacheprovider", *IGNORE_IMPORTED, *_pytest_arguments(root)),
             *(f"--vm-mutant={mutant.id}", f"--vm-outcomes={file}", *options, *(test.id for test in (*own, *others))),
         ]
-        with suppress(subprocess.TimeoutExpired):
-            subprocess.run(
-                command,
-                cwd=root,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                timeout=TIMEOUT,
-                check=False,
-            )
+        process = warm.Process(target=_run_pytest, args=(root, arguments, LOGS / f"{mutant.id}.txt", bytecode))
+        process.start()
+        process.join(TIMEOUT)
+        process.kill()
+        process.join()
         # Who did not come to an end has not written it: then all is untried.
         text = file.read_bytes() if file.exists() else b"{}"
         found = msgspec.json.decode(text, type=dict[str, list[tuple[str, TestOutcome]]])
     return judge(mutant, {test.id for test in own}, found, time.monotonic() - started)
+
+
+warm = multiprocessing.get_context("forkserver")
+"""Processes that are forked from one that has imported pytest and the harness: that takes as long as a quick test."""
+warm.set_forkserver_preload(["harness.cli", "hypothesis"])
+
+
+def _run_pytest(root: Path, arguments: Sequence[str], log: Path, bytecode: str) -> NoReturn:
+    """In a process of its own, which ends with its parent; and so do its machines."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with log.open("wb") as file:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(root)
+    if root != REPOSITORY:  # the sources are others: what is imported here is of no use
+        os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
+    sys.pycache_prefix, sys.dont_write_bytecode = bytecode, False
+    code = pytest.main(list(arguments))
+    print(f"{sum(os.times()[:4]):.1f} s of processor")  # its machines' too
+    sys.exit(code)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(EXIT_UNTRIED)
 
 
 def sources_of(mutant: Mutant, directory: Path) -> Path:

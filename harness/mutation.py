@@ -1,18 +1,23 @@
 """A lab whose machines are broken in the way of a mutant (``pytest --vm-mutant ID``).
 
 Its plan is the mutant's, and so is the policy that any other plan is evaluated with. A mutant of the running host is
-made in each machine when a test gets it; one that has to be there before is made in a template of its own, on the
-template of the sound host, from which all others follow. Those templates are removed at the end.
+made in each machine when a test gets it. One that has to be there before is made in a fork of the sound host, and
+what a test does to a host once is then done there too: most tests need one such machine, and a template of it would
+cost a snapshot, and a QEMU that translates all programs anew. Who asks for a second one gets forks of a template,
+which is removed at the end.
 """
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
 
+from harness.cache import key_of
 from harness.guests import activate
 from harness.lab import Lab, Settings
 from harness.mutants import InGuest, InPlan, InPolicy, Mutant, patch, script
@@ -47,6 +52,19 @@ def change_plan(mutant: Mutant, plan: Plan) -> Plan:
     return plan
 
 
+@dataclass(frozen=True)
+class Unfinished(Template):
+    """A template, and the steps that bring a fork of it to the state that is meant, which ``content`` names."""
+
+    steps: tuple[Callable[[Machine], None], ...] = ()
+    title: str = ""
+    content: str = ""
+
+    def finish(self, machine: Machine) -> None:
+        for step in self.steps:
+            step(machine)
+
+
 class MutatedLab(Lab):
     """``close`` it at the end."""
 
@@ -55,7 +73,8 @@ class MutatedLab(Lab):
         self.mutant = mutant
         self.sound: Plan | None = None
         self.broken: Plan | None = None
-        self._made: list[Template] = []
+        self._forked: set[str] = set()
+        self._made: dict[str, Template] = {}
         self._stack = ExitStack()
 
     @cached_property
@@ -83,20 +102,33 @@ class MutatedLab(Lab):
             self._run_commands(machine, plan)
 
         title = f"breaking a host: {self.mutant.text}"
-        acts = repr(self.mutant.acts)
-        made = derived_template(
-            self.cache, template, break_host, title=title, plan=plan.digest, mutant=self.mutant.id, acts=acts
+        return Unfinished(
+            template.directory, template.hardware, template.image, (break_host,), title, key_of(plan=plan.digest)
         )
-        self._made.append(made)
-        return made
 
     def stage(self, plan: Plan, prepare: Callable[[Machine], None], *, title: str, **content: str) -> Template:
-        made = super().stage(plan, prepare, title=title, **content)
-        if self.mutant.moment == "before":
-            self._made.append(made)
-        return made
+        broken = self.activated(plan)
+        if not isinstance(broken, Unfinished):
+            return super().stage(plan, prepare, title=title, **content)
+        made_of = key_of(host=broken.content, stage=prepare.__qualname__, **content)
+        return replace(broken, steps=(*broken.steps, prepare), title=title, content=made_of)
 
-    def make_ready(self, machine: Machine) -> None:
+    def to_fork(self, template: Template) -> Template:
+        """The template itself at first, and one that is finished from the second fork on."""
+        if not isinstance(template, Unfinished):
+            return template
+        content = template.content
+        if content not in self._forked:
+            self._forked.add(content)
+        elif content not in self._made:
+            self._made[content] = derived_template(
+                self.cache, template, template.finish, title=template.title, content=content, process=os.getpid()
+            )
+        return self._made.get(content, template)
+
+    def make_ready(self, machine: Machine, template: Template) -> None:
+        if isinstance(template, Unfinished):
+            template.finish(machine)
         if self.mutant.moment == "before":
             return
         if self.broken and self.sound and self.broken.nftables != self.sound.nftables:
@@ -114,6 +146,6 @@ class MutatedLab(Lab):
 
     def close(self) -> None:
         """Remove the templates of the broken host: nobody needs them again."""
-        for template in reversed(self._made):
+        for template in self._made.values():
             self.cache.remove("templates", template.key)
         self._stack.close()

@@ -174,7 +174,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.hookimpl(trylast=True)  # when no machine is left
 def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
-    if (lab := config.stash.get(LAB, None)) and isinstance(lab, MutatedLab) and not hasattr(config, "workerinput"):
+    if (lab := config.stash.get(LAB, None)) and isinstance(lab, MutatedLab):
         lab.close()
     if collector := config.pluginmanager.get_plugin("outcomes"):
         Path(config.getoption("vm_outcomes")).write_bytes(msgspec.json.encode(collector.tests))
