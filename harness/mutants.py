@@ -62,8 +62,8 @@ Moment = Literal["running", "before"]
 class Mutant:
     """One deliberate break. ``text`` is one sentence; A and B are the first two agents of the host.
 
-    ``tests`` are the names of the tests (functions) of the claim that have to notice, where all of them would take
-    minutes; by default all that are not marked ``recorded``.
+    ``tests`` are the names of the tests of the claim that have to notice, where all of them would take minutes:
+    functions, or one of a function's cases, with its parameters in brackets. By default all that are not ``recorded``.
 
     ``moment``: ``running``, each machine is broken when a test gets it, whatever was done to it before, at no cost;
     ``before``, a template of the broken host is made first, so that what tests do to a host once (restart an agent, …)
@@ -550,7 +550,7 @@ _mutant(
     "S2",
     "A's secret is in the environment of B's unit.",
     InGuest('unit_says "$b_unit" "[Service]" "Environment=LEAK=$(cat $a_secret)"'),
-    tests=[SEARCHED],
+    tests=[f"{SEARCHED}[unit]"],
 )
 _mutant(
     "secret-in-a-process",

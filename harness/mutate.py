@@ -45,6 +45,11 @@ class ClaimTest:
     is_recorded: bool
     machines: frozenset[str]
 
+    @property
+    def names(self) -> frozenset[str]:
+        """What a mutant may call it: by its function, or with its parameters in brackets too."""
+        return frozenset([self.function, self.id.rpartition("::")[2]])
+
 
 class MutantVerdict(msgspec.Struct, frozen=True):
     """What ``harness mutate --json`` writes of each mutant. ``killed_by`` are tests, ``seconds`` what they took."""
@@ -124,9 +129,9 @@ def _pytest_arguments(root: Path) -> list[str]:
 def own_tests(mutant: Mutant, tests: Iterable[ClaimTest]) -> list[ClaimTest]:
     """The tests of its claim that have to notice the mutant; raises ``HarnessError`` if there is none."""
     own = [test for test in tests if mutant.claim in test.claims]
-    if unknown := set(mutant.tests) - {test.function for test in own}:
+    if unknown := set(mutant.tests).difference(*(test.names for test in own)):
         raise HarnessError(f"mutant {mutant.id}: {mutant.claim} has no test {' and no test '.join(sorted(unknown))}")
-    chosen = [test for test in own if (test.function in mutant.tests if mutant.tests else not test.is_recorded)]
+    chosen = [test for test in own if (test.names & set(mutant.tests) if mutant.tests else not test.is_recorded)]
     if not chosen:
         raise HarnessError(
             f"mutant {mutant.id}: all tests of {mutant.claim} take long (`recorded`)",

@@ -258,6 +258,7 @@ GROUPS = {
     "refused",
     "searched",
     "lacking",
+    "speaking_machine",
 }
 """Fixtures that are expensive and shared: all tests that use one go to one worker."""
 

@@ -180,24 +180,30 @@ seek_files() { cat > "$store/list"; $many grep -saoHFf - < "$store/needles" | te
 many="xargs -a $store/list -r -x -s 1900000"
 """
 PROC_FILES = "cmdline comm environ stat status maps mountinfo cgroup limits io sched wchan auxv syscall stack".split()
-PLACES = """
+PLACES = {
+    "file": """
 { find / -xdev -type f -cnewer /etc/machine-id; find /run /dev/shm /tmp -xdev -type f; } 2> /dev/null | sort -u |
-  tr '\\n' '\\0' | xargs -0 -r grep -aoHFf "$store/needles" | tell file
-journalctl --output=export --all --no-pager | seek journal # containers' output too: it is Docker's log driver
-journalctl --output=short --all --no-pager | seek journal
+  tr '\\n' '\\0' | xargs -0 -r grep -aoHFf "$store/needles" | tell file""",
+    # Containers' output too: it is Docker's log driver.
+    "journal": """
+journalctl --output=export --all --no-pager | seek journal
+journalctl --output=short --all --no-pager | seek journal""",
+    "unit": """
 systemctl show '*' --all --no-pager | seek unit
-systemctl cat '*' --no-pager 2> /dev/null | seek unit
+systemctl cat '*' --no-pager 2> /dev/null | seek unit""",
+    "docker": """
 for listing in "container ls -a" "image ls -a" "network ls" "volume ls"; do
   kind=${listing%% *} ids=$(docker $listing -q) && [ -z "$ids" ] || docker $kind inspect $ids | seek "docker $kind"
-done
-ls /proc/[0-9]*/cmdline /proc/[0-9]*/comm 2> /dev/null | seek_files process
-"""
+done""",
+    "process": """
+ls /proc/[0-9]*/cmdline /proc/[0-9]*/comm 2> /dev/null | seek_files process""",
+}
 
 
-def search_places(machine: Machine, values: Values) -> list[Hit]:
-    """In files new since the machine's first boot, /run and its like, the journal, units, Docker's answers and the
-    command lines of processes, as root."""
-    return _seek(machine, PLACES, values)
+def search_places(machine: Machine, kind: str, values: Values) -> list[Hit]:
+    """In places of a kind, as root: files new since the machine's first boot (with /run and its like), the journal,
+    units, Docker's answers, or the command lines of processes."""
+    return _seek(machine, PLACES[kind], values)
 
 
 def search_proc(machine: Machine, user: int, values: Values) -> list[Hit]:
