@@ -22,6 +22,7 @@ from harness.contract import CLAIMS
 from harness.errors import HarnessError
 from harness.guests.canaries import canary
 from harness.policy import Agent, Plan
+from harness.probes.lifetime import REMOVE_TABLES, STOP_GUARD
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,12 @@ _mutant(
     "B's user has the uid of A's.",
     InGuest('sed -i "s/^$b_user:x:$b_uid:/$b_user:x:$a_uid:/" /etc/passwd'),
 )
+_mutant(
+    "same-group",
+    "U1",
+    "A's group is B's.",
+    InGuest('sed -i "s/^$a_user:x:$a_uid:$a_uid:/$a_user:x:$a_uid:$b_uid:/" /etc/passwd'),
+)
 _mutant("docker-group", "U1", "A is in the group docker.", InGuest('gpasswd -a "$a_user" docker'))
 _mutant(
     "login-shell", "U1", "A has a login shell.", InGuest('sed -i "/^$a_user:/s|/usr/sbin/nologin|/bin/sh|" /etc/passwd')
@@ -294,6 +301,13 @@ _mutant(
     tests=["test_state_directories_are_private_to_their_agents"],
 )
 _mutant(
+    "state-of-root",
+    "D1",
+    "A's state directory is root's.",
+    InGuest('chown 0 "$a_state"'),
+    tests=["test_state_directories_are_private_to_their_agents"],
+)
+_mutant(
     "foreign-file",
     "D1",
     "Root leaves a file of its own in A's state directory.",
@@ -333,6 +347,14 @@ _mutant(
     option("--ipc=", "--ipc=host"),
     moment="before",
 )
+_mutant(
+    "host-processes",
+    "D3",
+    "A's container has the host's PID namespace.",
+    more_options("--pid=host"),
+    tests=["test_agents_share_no_namespace"],
+    moment="before",
+)
 LIMITS = "test_the_kernel_holds_every_agent_to_its_limits"
 _mutant(
     "no-pids-limit",
@@ -356,6 +378,20 @@ _mutant(
     tests=[LIMITS],
 )
 _mutant(
+    "all-memory-for-agents",
+    "D4",
+    "All agents together may have all memory.",
+    InGuest("echo max > /sys/fs/cgroup/hermes.slice/memory.max"),
+    tests=[LIMITS],
+)
+_mutant(
+    "spared-when-memory-runs-out",
+    "D4",
+    "The kernel would rather kill a service of the host than A.",
+    InGuest('echo 0 > "/proc/$(pid_of $a_uid)/oom_score_adj"'),
+    tests=["test_an_agent_goes_before_the_host_when_memory_runs_out"],
+)
+_mutant(
     "swap",
     "D4",
     "A may swap.",
@@ -370,9 +406,16 @@ _mutant(
     tests=["test_no_agent_has_more_of_the_disk_than_its_quota"],
 )
 _mutant(
+    "any-number-of-files",
+    "D4",
+    "The last agent's quota knows no number of files.",
+    InGuest('setquota -u "$z_uid" 0 65536 0 0 /'),
+    tests=["test_no_agent_has_more_files_than_its_quota"],
+)
+_mutant(
     "any-number-of-connections",
     "D4",
-    "An agent may fill the host's table of connections.",
+    "An agent may have more connections, and open them faster, than any should.",
     firewall("mostConnections = 1024;", "mostConnections = 1500;"),
     firewall('"100/second burst 500 packets"', '"1000/second burst 2000 packets"'),
     tests=["test_a_flood_leaves_the_others_their_network"],
@@ -381,6 +424,10 @@ _mutant(
 # --- containers
 
 PRIVILEGES = "test_every_process_of_a_container_is_unprivileged"
+JOINS = """
+procs=$(cgroup_of $a_uid)/cgroup.procs; before=$(wc -l < "$procs")
+docker exec --detach --user {user} "$a_container" sleep 600
+until [ "$(wc -l < "$procs")" -gt "$before" ]; do :; done"""
 _mutant(
     "capabilities",
     "C1",
@@ -409,10 +456,14 @@ _mutant(
     "root-in-container",
     "C1",
     "A process of A's container is root's.",
-    InGuest("""
-procs=$(cgroup_of $a_uid)/cgroup.procs; before=$(wc -l < "$procs")
-docker exec --detach --user 0:0 "$a_container" sleep 600
-until [ "$(wc -l < "$procs")" -gt "$before" ]; do :; done"""),
+    InGuest(JOINS.format(user="0:0")),
+    tests=[PRIVILEGES],
+)
+_mutant(
+    "roots-group-in-container",
+    "C1",
+    "A process of A's container has root's group.",
+    InGuest(JOINS.format(user="$a_uid:0")),
     tests=[PRIVILEGES],
 )
 _mutant(
@@ -421,6 +472,31 @@ _mutant(
     "The root file system of A's container is writable.",
     InGuest('nsenter --target "$(pid_of $a_uid)" --mount --pid -- /bin/mount -o remount,rw /'),
     tests=["test_nothing_but_state_and_memory_is_mounted_writable"],
+)
+_mutant(
+    "writable-settings",
+    "C2",
+    "A may write to its configuration.",
+    InGuest('inject_mount "$(pid_of $a_uid)" "/etc/hermes/$a_name/config.yaml" "$a_state/config.yaml"'),
+    tests=["test_nothing_but_state_and_memory_is_mounted_writable"],
+)
+_mutant(
+    "memory-in-the-root",
+    "C2",
+    "A may write to memory that is mounted in its root file system.",
+    InGuest('nsenter --target "$(pid_of $a_uid)" --mount --pid -- /bin/mount -t tmpfs -o mode=1777 none /home'),
+    tests=["test_agent_cannot_write_outside_its_state"],
+)
+_mutant(
+    "container-is-kept",
+    "C3",
+    "A's unit starts the container that it had.",
+    InGuest(r"""sed -i "s/ --rm / /
+s/^docker rm --force.*/docker start --attach $a_container 2> \/dev\/null \&\& exit/
+" "/var/lib/tentaflake/current/agents/$a_name/start"
+systemctl restart "$a_unit" && /usr/lib/tentaflake/activate.py wait"""),
+    tests=["test_a_restart_makes_a_new_container_that_keeps_the_state"],
+    moment="before",
 )
 _mutant(
     "tmp-is-kept",
@@ -452,6 +528,20 @@ _mutant(
     "Anybody may use Docker's socket.",
     InGuest("chmod 0666 /run/docker.sock"),
     tests=["test_agent_cannot_use_the_hosts_sockets"],
+)
+_mutant(
+    "containerd-socket-open",
+    "C4",
+    "Anybody may use containerd's socket.",
+    InGuest("chmod o+x /run/containerd && chmod 0666 /run/containerd/containerd.sock"),
+    tests=["test_agent_cannot_use_the_hosts_sockets"],
+)
+_mutant(
+    "hosts-proc",
+    "C4",
+    "The host's /proc is mounted in A's container.",
+    InGuest('mkdir "/proc/$(pid_of $a_uid)/root/tmp/proc" && inject_mount "$(pid_of $a_uid)" /proc /tmp/proc'),
+    tests=[MOUNTS],
 )
 _mutant(
     "host-directory",
@@ -501,6 +591,20 @@ _mutant(
 
 # --- secrets
 
+_mutant(
+    "key-for-all",
+    "S1",
+    "Anybody may read the key that all secrets are encrypted for.",
+    InGuest("chmod 0644 /etc/ssh/ssh_host_ed25519_key"),
+    tests=["test_agent_cannot_read_the_secrets_of_others[read a secret]"],
+)
+_mutant(
+    "encrypted-for-all",
+    "S1",
+    "Anybody may read the encrypted secrets, and the plans.",
+    InGuest("chmod 0755 /var/lib/tentaflake"),
+    tests=["test_agent_cannot_read_the_secrets_of_others[read the encrypted secrets]"],
+)
 _mutant(
     "secret-0444",
     "S1",
@@ -572,20 +676,30 @@ _mutant(
     "starts-without-its-secret",
     "S3",
     "An agent whose secret cannot be decrypted is started all the same.",
-    InGuest(replaced(ACTIVATE, "echo {shlex.quote(why)} >&2; exit 1", "echo {shlex.quote(why)} >&2")),
+    InGuest(
+        replaced(ACTIVATE, "echo {shlex.quote(why)} >&2; exit 1", "echo {shlex.quote(why)} >&2")
+        + "\n"
+        # Docker would refuse to mount what is not there.
+        + replaced(
+            ACTIVATE,
+            '*container["options"],',
+            '*(each for each in container["options"] if "a-secret-that-came" not in each),',
+        )
+    ),
     tests=["test_an_agent_without_its_secret_does_not_start"],
     moment="before",
 )
 _mutant(
     "others-wait",
     "S3",
-    "An agent whose secret cannot be decrypted holds back the others.",
+    "Where an agent's secret cannot be decrypted, another does not run either.",
     InGuest('systemctl stop "$b_unit"'),
     tests=["test_the_other_agents_start"],
 )
 
 # --- firewall
 
+GETS_THROUGH = "test_only_what_is_granted_gets_through[{}]"
 _mutant(
     "lan-let-in",
     "F1",
@@ -593,6 +707,20 @@ _mutant(
     firewall(
         '(rule "F1: every other port is closed" "counter drop")', '(rule "F1: every other port is closed" "accept")'
     ),
+)
+_mutant(
+    "one-datagram-port-more",
+    "F1",
+    "The host opens a UDP port that its settings do not name.",
+    firewall("ports = host.allowedUDPPorts;", "ports = host.allowedUDPPorts ++ [ 9000 ];"),
+    tests=[GETS_THROUGH.format("F1-send datagrams to the host")],
+)
+_mutant(
+    "no-table",
+    "F1",
+    "The table is deleted, and nobody loads it again.",
+    InGuest(STOP_GUARD + "\n" + REMOVE_TABLES.replace("grep -v 'inet empty'", "grep 'inet tentaflake'")),
+    tests=[GETS_THROUGH.format("F1-connect to the host")],
 )
 HOST_ITSELF = '(rule "F1: the host itself" "iifname \\"lo\\" accept")'
 _mutant(
@@ -616,6 +744,7 @@ _mutant(
     "Agents' packets are forwarded to agents: by the table, by the routing rules, and by Docker's.",
     firewall(NO_AGENT, '"iifname \\"none\\" oifname \\"none\\"")\n      "iifname \\"h-*\\" oifname \\"h-*\\" accept"'),
     InGuest(NO_ROUTING + NO_DOCKER),
+    tests=[GETS_THROUGH.format("F2-connect to the container")],
 )
 _mutant(
     "one-wire",
@@ -624,24 +753,28 @@ _mutant(
     InGuest("""
 link=$(nsenter --target "$(pid_of $b_uid)" --net ip -o link show eth0 | sed 's/.*@if\\([0-9]*\\):.*/\\1/')
 ip link set "$(ip -o link | sed -n "s/^$link: \\([^@]*\\)@.*/\\1/p")" master $a_bridge"""),
+    tests=[GETS_THROUGH.format("F2-find the neighbour on the wire")],
 )
 _mutant(
     "host-open-to-agents",
     "F3",
     "An agent reaches all that the host offers.",
     firewall('(refuse "F3: nothing else of the host" "")', '(rule "F3: nothing else of the host" "accept")'),
+    tests=[GETS_THROUGH.format("F3-connect to the host")],
 )
 _mutant(
     "speech-for-all",
     "F3",
     "Every agent may speak, whatever its spec says.",
     firewall("(filter (agent: agent.tts) agents)", "agents"),
+    tests=[GETS_THROUGH.format("F3-reach the speech server")],
 )
 _mutant(
     "users-on-the-host",
     "F3",
     "An agent's user on the host has the host's network.",
     firewall('"meta skuid @agent_uids counter drop"', '"meta skuid @agent_uids counter accept"'),
+    tests=[GETS_THROUGH.format("F3-connect to the host")],
 )
 _mutant(
     "names-for-all",
@@ -649,26 +782,44 @@ _mutant(
     "An agent without a way out looks up names: it has a name server, and a network from which Docker asks it.",
     InPolicy("container.nix", 'if agent.egress == "none" then', 'if agent.egress == "nothing" then'),
     InPolicy("plan.nix", 'internal = spec.egress == "none" && spec.publish == [ ];', "internal = false;"),
+    tests=[GETS_THROUGH.format("F3-look up a name")],
     moment="before",
 )
-for name, network in (("private", "10.0.0.0/8"), ("metadata", "169.254.0.0/16")):
+for name, network in (
+    ("private-10", "10.0.0.0/8"),
+    ("private-172", "172.16.0.0/12"),
+    ("private-192", "192.168.0.0/16"),
+    ("metadata", "169.254.0.0/16"),
+    ("carrier-grade", "100.64.0.0/10"),
+    ("6to4", "2002::/16"),
+):
     _mutant(
         f"{name}-range",
         "F4",
         f"{network} is taken for public.",
         firewall(f'"{network}"', "# forgotten:"),
+        tests=[GETS_THROUGH.format(f"F4-reach {name}.test")],
     )
+_mutant(
+    "one-port-more-than-listed",
+    "F4",
+    "An agent reaches a port that its list does not name.",
+    firewall("]) entry.ports;", "]) (entry.ports ++ [ 8080 ]);"),
+    tests=[GETS_THROUGH.format("F4-reach listed.test")],
+)
 _mutant(
     "ipv6-all-public",
     "F4",
     "Any IPv6 address is taken for public.",
     firewall("ip6 ${address} 2000::/3 ip6 ${address} != @special_ipv6", "ip6 ${address} != @special_ipv6"),
+    tests=[GETS_THROUGH.format("F4-reach unique-local.test")],
 )
 _mutant(
     "internet-for-all",
     "F4",
     "Every agent is on the internet.",
     firewall('(filter (agent: agent.egress == "internet") agents)', "agents"),
+    tests=[GETS_THROUGH.format("F4-reach public.test")],
 )
 _mutant(
     "forged-ipv4",
@@ -678,12 +829,14 @@ _mutant(
         '"iifname \\"h-*\\" iifname . ip saddr != @address_ipv4"',
         '"iifname \\"none\\" iifname . ip saddr != @address_ipv4"',
     ),
+    tests=[GETS_THROUGH.format("F4-forge a source")],
 )
 _mutant(
     "forged-ipv6",
     "F4",
     "An agent may forge its IPv6 source.",
     firewall('"iifname \\"h-*\\" ip6 saddr', '"iifname \\"none\\" ip6 saddr'),
+    tests=[GETS_THROUGH.format("F4-forge a source")],
 )
 _mutant(
     "published-to-all",
@@ -691,6 +844,7 @@ _mutant(
     "A published port is reached from the LAN.",
     firewall('"iifname ${tailnetInterface} ct direction original', '"ct direction original'),
     firewall('"oifname ${tailnetInterface} ${isReply} iifname', '"${isReply} iifname'),
+    tests=[GETS_THROUGH.format("F5-reach a published port")],
 )
 _mutant(
     "containers-open",
@@ -699,6 +853,7 @@ _mutant(
     firewall('"ct direction original counter drop"', '"ct direction original accept"'),
     firewall('(refuse "F5: no other answers" "ct direction reply")', '"ct direction reply accept"'),
     InGuest(NO_DOCKER),
+    tests=[GETS_THROUGH.format("F5-connect to the container")],
 )
 _mutant(
     "guard-stopped",
@@ -712,7 +867,7 @@ _mutant(
     "F6",
     "Who looks whether the table is there does not load it.",
     InGuest("unit_says tentaflake-guard.service '[Service]' ExecStart= ExecStart=/bin/true"),
-    tests=["test_a_flushed_table_lets_nothing_out_until_the_guard_loads_it"],
+    tests=["test_a_flushed_table_lets_nothing_out_or_in_until_the_guard_loads_it"],
 )
 _mutant(
     "routes-between-agents",
@@ -722,6 +877,43 @@ _mutant(
     tests=["test_without_any_rule_agents_do_not_reach_each_other_until_the_guard_loads_the_table"],
 )
 _mutant(
+    "starts-without-the-table",
+    "F6",
+    "At boot, agents do not wait for the table.",
+    InGuest("sed -i 's/ nftables.service//' /var/lib/tentaflake/current/units/docker-hermes-*.service"),
+    tests=[
+        "test_no_agent_runs_before_the_table_is_loaded",
+        "test_no_agent_runs_when_the_table_cannot_be_loaded",
+    ],
+    moment="before",
+)
+_mutant(
+    "routes-alone",
+    "F6",
+    "The table forwards from agent to agent, and only the routing rules do not.",
+    firewall(NO_AGENT, '"iifname \\"none\\" oifname \\"none\\"")\n      "iifname \\"h-*\\" oifname \\"h-*\\" accept"'),
+    tests=["test_nothing_gets_through_while_the_table_is_loaded_again"],
+)
+_mutant(
+    "torn-reload",
+    "F6",
+    "When the table is loaded again, it is deleted first.",
+    InGuest("""unit_says nftables.service '[Service]' ExecReload= \\
+  'ExecReload=/usr/sbin/nft delete table inet tentaflake' \\
+  'ExecReload=/usr/sbin/nft -f /var/lib/tentaflake/current/nftables.nft'"""),
+    tests=["test_nothing_gets_through_while_the_table_is_loaded_again"],
+)
+_mutant(
+    "flushed-is-open-to-the-lan",
+    "F6",
+    "A table whose rules are gone lets everything in.",
+    firewall(
+        '"type filter hook input priority filter - 10; policy drop;"',
+        '"type filter hook input priority filter - 10; policy accept;"',
+    ),
+    tests=["test_a_flushed_table_lets_nothing_out_or_in_until_the_guard_loads_it"],
+)
+_mutant(
     "flushed-is-open",
     "F6",
     "A table whose rules are gone forwards everything.",
@@ -729,7 +921,7 @@ _mutant(
         '"type filter hook forward priority filter - 10; policy drop;"',
         '"type filter hook forward priority filter - 10; policy accept;"',
     ),
-    tests=["test_a_flushed_table_lets_nothing_out_until_the_guard_loads_it"],
+    tests=["test_a_flushed_table_lets_nothing_out_or_in_until_the_guard_loads_it"],
 )
 _mutant(
     "established-is-enough",
@@ -751,6 +943,19 @@ _mutant(
     "A host that has left the tailnet keeps a rule for it.",
     InGuest("""
 nft 'table inet left { chain over { type filter hook input priority 10; iifname "tailscale0" accept; }; }'"""),
+    tests=["test_without_a_tailnet_no_rule_and_no_listener_is_left_for_it"],
+)
+
+_mutant(
+    "tailnet-listener",
+    "N1",
+    "On a host that has left the tailnet, something listens for it still.",
+    InGuest("""
+systemd-run --quiet python3 -c 'import signal, socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("", 41641))
+signal.pause()'
+until ss -Hlnu sport = 41641 | grep -q .; do :; done"""),
     tests=["test_without_a_tailnet_no_rule_and_no_listener_is_left_for_it"],
 )
 
@@ -784,6 +989,13 @@ _mutant(
     program(SPEECH_UNIT, f"{SPEECH}/api.py", "MOST_CHARACTERS = 4096", "MOST_CHARACTERS = 5000"),
     tests=["test_bad_input_gets_an_error_and_good_input_still_speech"],
 )
+_mutant(
+    "error-without-a-code",
+    "T2",
+    "The speech server's errors are not as OpenAI's.",
+    program(SPEECH_UNIT, f"{SPEECH}/errors.py", '"param": param, "code": code}}', '"param": param}}'),
+    tests=["test_bad_input_gets_an_error_and_good_input_still_speech"],
+)
 OPEN_SOCKET = """
 unit_says tentaflake-tts.socket '[Socket]' {lines}IPAddressAllow=any
 systemctl stop tentaflake-tts.service
@@ -797,6 +1009,13 @@ _mutant(
     InGuest(OPEN_SOCKET.format(lines="")),
 )
 _mutant(
+    "speech-takes-any-packet",
+    "T3",
+    "The speech server's socket takes packets from anywhere.",
+    InGuest(OPEN_SOCKET.format(lines="")),
+    tests=["test_without_a_firewall_nobody_else_reaches_it_either"],
+)
+_mutant(
     "speech-everywhere",
     "T3",
     "The speech server listens on every address.",
@@ -808,6 +1027,27 @@ _mutant(
     "T4",
     "The speech server may have a capability.",
     settings(SPEECH_UNIT, "CapabilityBoundingSet=CAP_NET_RAW"),
+)
+_mutant(
+    "speech-is-root",
+    "T4",
+    "The speech server is root's.",
+    settings(SPEECH_UNIT, "DynamicUser=no", "User=root"),
+    tests=["test_it_runs_as_nobody_with_nothing"],
+)
+_mutant(
+    "speech-with-a-network",
+    "T4",
+    "The speech server is on the host's network.",
+    settings(SPEECH_UNIT, "PrivateNetwork=no"),
+    tests=["test_it_runs_as_nobody_with_nothing"],
+)
+_mutant(
+    "speech-sees-secrets",
+    "T4",
+    "The speech server sees the agents' secrets.",
+    settings(SPEECH_UNIT, "InaccessiblePaths="),
+    tests=["test_it_sees_no_state_and_no_secret"],
 )
 _mutant(
     "speech-sees-state",
@@ -828,6 +1068,13 @@ _mutant(
     ),
     tests=["test_every_act_is_recorded_within_a_second_in_new_directories_too"],
 )
+_mutant(
+    "new-directories-unseen",
+    "A1",
+    "What is made in a directory before it is watched is not recorded.",
+    program(AUDIT_UNIT, f"{AUDIT}/watcher.py", "self.scanner.look_into(adopted.directory)", "pass"),
+    tests=["test_every_act_is_recorded_within_a_second_in_new_directories_too"],
+)
 OVERFLOW = "test_a_burst_that_overflows_the_kernels_queue_is_found_again_and_marked"
 _mutant(
     "overflow-unmarked",
@@ -844,6 +1091,18 @@ _mutant(
     tests=[OVERFLOW],
 )
 _mutant(
+    "no-look-at-the-start",
+    "A3",
+    "What was done while the daemon was dead is not looked for.",
+    program(
+        AUDIT_UNIT,
+        f"{AUDIT}/scanner.py",
+        "look.found += 1",
+        'if look.origin == "start":\n            return\n        look.found += 1',
+    ),
+    tests=["test_nothing_is_lost_when_the_daemon_is_killed_again_and_again"],
+)
+_mutant(
     "not-synchronous",
     "A3",
     "The record is seen before it is on the disk.",
@@ -856,6 +1115,13 @@ _mutant(
     "A4",
     "Anybody may read the record.",
     InGuest("chmod 0755 /var/lib/hermes-auditd && chmod 0644 /var/lib/hermes-auditd/audit.db*"),
+    tests=["test_agent_cannot_reach_the_record_nor_the_daemon"],
+)
+_mutant(
+    "record-changeable",
+    "A4",
+    "Anybody may add, rename and delete files of the record.",
+    InGuest("chmod o+wx /var/lib/hermes-auditd"),
     tests=["test_agent_cannot_reach_the_record_nor_the_daemon"],
 )
 _mutant(
@@ -880,7 +1146,7 @@ _mutant(
 _mutant(
     "full-disk-unreported",
     "A5",
-    "Nobody is told that the disk is full.",
+    "systemd is not told that the disk is full.",
     program(
         AUDIT_UNIT, f"{AUDIT}/writer.py", 'service.notify(f"STATUS=the record cannot be written: {error}")', "pass"
     ),
@@ -897,6 +1163,13 @@ _mutant(
     InGuest(f"""replace {ACTIVATE} 'return {SWITCHED}' "return [str(number) * (name == '$a_name'), *{SWITCHED}]" """),
     tests=["test_agents_that_a_switch_does_not_change_keep_container_and_processes"],
     moment="before",
+)
+_mutant(
+    "rollback-forgets-a-user",
+    "X2",
+    "A rollback leaves the users of agents that it removes.",
+    InGuest(replaced(ACTIVATE, "for user in sorted(wrong):", "for user in ():")),
+    tests=["test_a_rollback_brings_the_former_host_back_exactly"],
 )
 _mutant(
     "rollback-forgets-the-rules",
@@ -919,6 +1192,20 @@ _mutant(
     InGuest("""grep -q ^hermes-leaves: /etc/passwd ||
 echo 'hermes-leaves:x:1999999999:1999999999::/var/lib/hermes-leaves:/bin/sh' >> /etc/passwd"""),
     tests=["test_a_removed_agent_has_no_user_and_cannot_log_in"],
+)
+_mutant(
+    "removed-rules-stay",
+    "X3",
+    "The table still knows a removed agent.",
+    InGuest("""nft 'add element inet tentaflake on_internet { "h-leaves" }'"""),
+    tests=["test_a_removed_agent_has_no_process_unit_network_or_rule"],
+)
+_mutant(
+    "kept-state-changed",
+    "X3",
+    "What a removed agent has left was changed.",
+    InGuest("[ ! -e /var/lib/hermes-leaves ] || echo other > /var/lib/hermes-leaves/known"),
+    tests=["test_the_state_of_a_removed_agent_is_kept_as_it_was"],
 )
 _mutant(
     "kept-state-open",

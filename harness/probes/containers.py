@@ -13,7 +13,15 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 
 # Mount points that Docker makes in every container; where a host file backs one it is Docker's own.
 DOCKER_FILES = ("/etc/resolv.conf", "/etc/hostname", "/etc/hosts")
-VIRTUAL_TYPES = ("proc", "tmpfs", "devpts", "sysfs", "cgroup2", "mqueue", "overlay")
+VIRTUAL = {
+    "overlay": "/",
+    "proc": "/proc",
+    "devpts": "/dev/pts",
+    "mqueue": "/dev/mqueue",
+    "sysfs": "/sys",
+    "cgroup2": "/sys/fs/cgroup",
+}
+"""Where Docker mounts what is on no disk. Elsewhere it may be the host's own."""
 # Where Docker and the plan mount memory. A part of another tmpfs (the host's /run, say) is not mounted as its root.
 MEMORY = ("/dev", "/dev/shm", "/tmp")
 REMOVED = "//deleted"
@@ -108,8 +116,10 @@ def foreign_mounts(mounts: Sequence[Mount], agent: Agent) -> list[Mount]:
         if mount.type == "tmpfs":
             hides = mount.point.startswith(HIDING)
             return (mount.root == "/" and (hides or mount.point in MEMORY)) or (mount.root == "/null" and hides)
-        if mount.type in VIRTUAL_TYPES:
-            return mount.point == "/" or not mount.point.startswith(agent.state_dir)
+        if mount.type in VIRTUAL:
+            # A part of its own /proc lies over itself, so that it is read-only.
+            covers = mount.type == "proc" and mount.point == f"/proc{mount.root}" and "ro" in mount.options
+            return mount.point == VIRTUAL[mount.type] or covers
         if mount.point in DOCKER_FILES:
             return mount.root.startswith("/var/lib/docker/containers/") and "ro" in mount.options
         return any(

@@ -42,11 +42,13 @@ class Boot(msgspec.Struct, frozen=True):
     """Who ran at each point of a boot (``crashes.who_runs``; an empty text is nobody).
 
     ``held``: all has started that does not wait for the table. ``failed``: it could not be loaded. ``mended``: it
-    could, and the agents were asked for once more.
+    could, and the agents were asked for once more. ``started`` are the agents' units that had started though it had
+    failed: whoever starts has no process at first.
     """
 
     held: dict[str, str]
     failed: dict[str, str]
+    started: list[str]
     mended: dict[str, str]
 
 
@@ -63,9 +65,11 @@ def boot_in_steps(machine: Machine, plan: Plan, ready: Callable[[], None]) -> Bo
     machine.run("echo on > /run/hold").check()
     wait_until("a boot without the table", lambda: not list_jobs(host), timeout=BOOT_TIMEOUT)
     failed = who_runs(host, agents)
+    units = " ".join(f"{agent.service.name}.service" for agent in agents.values())
+    listed = host.check_output(f"systemctl list-units --plain --no-legend --state=active,activating {units}")
     machine.run(MEND, timeout=BOOT_TIMEOUT).check()
     ready()
-    return Boot(held, failed, who_runs(host, agents))
+    return Boot(held, failed, [line.split()[0] for line in listed.splitlines()], who_runs(host, agents))
 
 
 def list_jobs(host: Host) -> dict[str, str]:

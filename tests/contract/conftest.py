@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from harness.contract import ControlFailed
 from harness.guests.canaries import canaries
 from harness.guests.peers import Network
 from harness.lab import Lab
@@ -16,6 +17,7 @@ from harness.policy import Agent, AgentSecret, Plan, Secret, evaluate_many
 from harness.probes.attempts import order
 from harness.probes.containers import container_id
 from harness.probes.crashes import Crash, crash_all
+from harness.probes.deployment import who_runs
 from harness.probes.lifetime import Boot, boot_in_steps
 from harness.secrets import encrypt
 from harness.vm.machine import Machine
@@ -40,7 +42,7 @@ class Restarted:
 USE = """
 cd {state} && mkdir -p a/b && echo x > a/b/c && ln -s /etc/passwd link && mkfifo fifo && echo kept > kept
 echo lost > /tmp/lost && echo lost > /dev/shm/lost && cat /tmp/lost"""
-BEFORE = "/root/before"
+BEFORE, RUNNING = "/root/before", "/root/running.json"
 """What was to be remembered of the host as it was before."""
 
 
@@ -52,7 +54,8 @@ def restarted_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> I
 
     def use_and_restart(machine: Machine) -> None:
         host = machine.host
-        assert order(host, agent, USE.format(state=agent.state_dir)) == "lost"
+        if (said := order(host, agent, USE.format(state=agent.state_dir))) != "lost":
+            raise ControlFailed(f"{agent.name} could not be used: {said}")
         machine.put(container_id(host, agent).encode(), BEFORE)
         host.check_output("docker tag %s %s:latest", decoy, agent.container.image.split("@")[0])
         host.check_output("systemctl restart %s", agent.service.name)
@@ -73,12 +76,16 @@ def restarted(restarted_machine: Machine, lab: Lab, agents: Mapping[str, Agent])
 
 @dataclass(frozen=True)
 class Changed:
-    """The agents but ``kept`` were renamed, and one came; ``before`` and ``after`` are who the kept ones are."""
+    """The agents but ``kept`` were renamed, and one came; ``before`` and ``after`` are who the kept ones are.
+
+    ``running`` is every process of those of them that run, before and after (``deployment.who_runs``).
+    """
 
     machine: Machine
     kept: list[Agent]
     before: str
     after: str
+    running: list[dict[str, list[str]]]
 
 
 IDENTITY = """
@@ -105,7 +112,10 @@ def changed_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Ite
 
     def change(machine: Machine) -> None:
         machine.put(machine.run(identity_of(kept)).check().stdout, BEFORE)
+        started = [agent for agent in kept if agent.auto_start]
+        running = [who_runs(machine.host, started)]
         lab.guest.activate(machine, changed)
+        machine.put(msgspec.json.encode([*running, who_runs(machine.host, started)]), RUNNING)
 
     stage = lab.stage(plan, change, title="renaming an agent and adding one", changed=changed.digest)
     with track_machine(request.config, lab.fork(stage)) as made:
@@ -116,7 +126,8 @@ def changed_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Ite
 def changed(changed_machine: Machine, plan: Plan) -> Changed:
     kept = kept_agents(plan)
     before = changed_machine.run(["cat", BEFORE]).check().text
-    return Changed(changed_machine, kept, before, changed_machine.run(identity_of(kept)).check().text)
+    running = msgspec.json.decode(changed_machine.run(["cat", RUNNING]).check().stdout)
+    return Changed(changed_machine, kept, before, changed_machine.run(identity_of(kept)).check().text, running)
 
 
 NEW = "a-secret-that-came"

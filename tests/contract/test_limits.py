@@ -13,6 +13,7 @@ from harness.plugin import track_machine
 from harness.policy import Agent, Plan, reference_plan
 from harness.probes import exhaustion
 from harness.probes.attempts import Attacker, order, quote
+from harness.probes.containers import main_pid
 from harness.probes.exhaustion import Health, background, measure, order_when_full
 from harness.probes.programs import Answers, cgroup, counters, start_inside, wait_until
 from harness.vm.machine import Machine
@@ -62,7 +63,7 @@ def count_tasks(machine: Machine) -> int:
 
 @claim("D4")
 def test_the_kernel_holds_every_agent_to_its_limits(shared_machine: Machine, agents: Mapping[str, Agent]) -> None:
-    """Its cgroup's own; the control is a service of the host that has none."""
+    """Its cgroup's own, and that of all agents; the control is a service of the host that has none."""
     files = ("pids.max", "memory.max", "cpu.max")
 
     def limits(directory: str) -> list[str]:
@@ -74,6 +75,23 @@ def test_the_kernel_holds_every_agent_to_its_limits(shared_machine: Machine, age
         assert (pids, memory) == (str(agent.limits.pids), str(agent.limits.memory)), agent.name
         quota, period = cpu.split()
         assert quota != "max" and int(quota) / int(period) == pytest.approx(agent.limits.cpus), agent.name
+    memory_of_all, whole = shared_machine.host.check_output(
+        "cat /sys/fs/cgroup/hermes.slice/memory.max; awk '/^MemTotal/ { print $2 * 1024 }' /proc/meminfo"
+    ).split()
+    assert memory_of_all != "max" and int(memory_of_all) <= 0.76 * int(whole)
+
+
+@claim("D4")
+def test_an_agent_goes_before_the_host_when_memory_runs_out(
+    shared_machine: Machine, agents: Mapping[str, Agent]
+) -> None:
+    """The kernel takes its processes first; the control is one of the host's."""
+
+    def score(pid: str) -> int:
+        return int(shared_machine.host.check_output(f"cat /proc/{pid}/oom_score_adj"))
+
+    assert score("1") == 0
+    assert [name for name, agent in agents.items() if score(str(main_pid(shared_machine.host, agent))) < 500] == []
 
 
 @claim("D4")

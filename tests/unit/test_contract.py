@@ -126,6 +126,9 @@ OWN = f"1 2 8:1 {AGENT.state_dir} {AGENT.state_dir} rw,relatime - ext4 /dev/vda 
         f"1 2 8:1 {AGENT.config.path} {AGENT.state_dir}/config.yaml rw - ext4 /dev/vda rw",
         "1 2 8:1 /etc/hosts /etc/hosts ro - ext4 /dev/vda rw",
         "1 2 8:1 /a\\040b /with\\040space rw - ext4 /dev/vda rw",
+        "1 2 0:5 / /tmp/proc rw - proc proc rw",
+        "1 2 0:5 /sys /proc/sys rw - proc proc rw",
+        "1 2 0:6 / /tmp/cgroup rw - cgroup2 cgroup2 rw",
     ],
 )
 def test_a_mount_of_the_host_is_found(line: str) -> None:
