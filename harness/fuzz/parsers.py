@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from harness.errors import HarnessError
+from harness.errors import Untriable
 
 Files = Mapping[str, tuple[int, str]]
 
@@ -37,7 +37,7 @@ def _run(command: Sequence[str], text: str | None = None) -> subprocess.Complete
             check=False,
         )
     except FileNotFoundError:
-        raise HarnessError(f"{command[0]} is not installed", hint="run ci/setup") from None
+        raise Untriable(f"{command[0]} is not installed", hint="run ci/setup") from None
 
 
 # ---- nftables

@@ -17,6 +17,7 @@ from typing import Any
 from hypothesis.strategies import SearchStrategy
 
 from harness.fuzz import parsers
+from harness.fuzz.blame import is_finding
 from harness.guests import activate
 from harness.mistakes import Mistake, mistakes
 from harness.nix_text import agents_nix
@@ -28,7 +29,7 @@ Case = Any
 
 @dataclass(frozen=True)
 class Property:
-    """``text`` is what is promised; ``check`` raises ``AssertionError`` for a case that breaks it.
+    """``text`` is what is promised; ``check`` raises something for a case that breaks it, mostly ``AssertionError``.
 
     ``obstacle`` says why it cannot be tried on this machine, if it cannot.
     """
@@ -47,10 +48,10 @@ def prove(name: str, case: Case) -> None:
     """Check one case of a property; the error has the ``agents.nix`` that reproduces it."""
     try:
         PROPERTIES[name].check(case)
-    except AssertionError as error:
+    except Exception as error:
         host = written_of(case)
-        if isinstance(host["agents"], list):
-            error.add_note(f"agents.nix that reproduces it:\n\n{agents_nix(host)}")
+        if is_finding(error) and isinstance(host["agents"], list):
+            error.add_note(f"agents.nix that reproduces it, with harness plan --agents FILE:\n\n{agents_nix(host)}")
         raise
 
 

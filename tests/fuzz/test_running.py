@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from unittest.mock import Mock
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 
+from harness.cache import CacheUnusable
+from harness.contract import ControlFailed
+from harness.errors import HarnessError, Untriable
 from harness.fuzz import run
-from harness.fuzz.live import FIRST, Live, LiveHost
+from harness.fuzz.live import Live, LiveHost
 from harness.fuzz.properties import PROPERTIES, Property, prove
 from harness.lab import Lab
 from harness.mistakes import WRONG_SETTINGS, WRONG_SPECS
@@ -25,6 +29,9 @@ from harness.nix_text import agents_nix, to_nix
 from harness.policy import REPOSITORY, PolicyError, evaluate_many
 from harness.progress import Step
 from harness.strategies import FIELDS, SETTINGS, Spec, Written, hosts
+from harness.vm.machine import Machine
+from harness.vm.qemu import GuestDied, GuestPanicked, HostDiskFull
+from harness.vm.shell import CommandFailed
 
 
 @pytest.fixture
@@ -55,7 +62,7 @@ def test_what_breaks_a_property_is_made_small_kept_and_becomes_a_test(
 ) -> None:
     report = run.fuzz(5, tmp_path / "corpus", tmp_path, Step("fuzzing"), only=[broken])
     [finding] = report.findings
-    assert finding.message.startswith("too many processes\nagents.nix that reproduces it:")
+    assert finding.message.startswith("too many processes\nagents.nix that reproduces it, with harness plan")
     [path] = tmp_path.glob("test_found_broken_*.py")
     assert finding.file == str(path)
     names: dict[str, Any] = {}
@@ -73,6 +80,106 @@ def test_what_breaks_a_property_is_made_small_kept_and_becomes_a_test(
     assert tried[0] == case  # it is the corpus' first
 
 
+# ---- whatever goes wrong is a finding, but for what is this machine's
+
+FINDINGS = [
+    PolicyError("the agents cannot be evaluated: stack overflow"),
+    subprocess.CalledProcessError(2, ["sh"]),
+    KeyError("start"),
+    FileNotFoundError(2, "No such file", "etc/hermes"),
+]
+TROUBLES = [Untriable("setquota is not installed"), CacheUnusable("it is full"), OSError(errno.ENOSPC, "no space left")]
+
+
+def raising(error: Exception) -> Callable[[Written], None]:
+    def check(host: Written) -> None:
+        if breaks(host):
+            raise error
+
+    return check
+
+
+def put_check(monkeypatch: pytest.MonkeyPatch, check: Callable[[Written], None]) -> None:
+    monkeypatch.setitem(PROPERTIES, "broken", Property("broken", "", hosts(max_agents=2), check, lambda: None))
+
+
+@pytest.mark.parametrize("error", FINDINGS, ids=lambda error: type(error).__name__)
+def test_whatever_a_check_raises_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    put_check(monkeypatch, raising(error))
+    [finding] = run.fuzz(5, tmp_path / "corpus", tmp_path, Step("fuzzing"), only=["broken"]).findings
+    assert str(error) in finding.message
+    assert "agents.nix that reproduces it" in finding.message
+    assert "pids = " in finding.message
+    assert Path(finding.file).is_file()
+
+
+@pytest.mark.parametrize("error", TROUBLES, ids=lambda error: type(error).__name__)
+def test_what_is_this_machines_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    put_check(monkeypatch, raising(error))
+    with pytest.raises(type(error)) as caught:
+        run.fuzz(5, tmp_path / "corpus", tmp_path, Step("fuzzing"), only=["broken"])
+    assert caught.value is error
+    assert not list(tmp_path.glob("test_found_*"))
+
+
+def test_what_was_found_before_this_machine_fails_is_kept(
+    tmp_path: Path, broken: str, tried: list[Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(host: Written) -> None:
+        if any(map(breaks, tried)):
+            raise CacheUnusable("it is full")
+
+    monkeypatch.setitem(PROPERTIES, "full", Property("full", "", hosts(), fill, lambda: None))
+    report = run.fuzz(5, tmp_path / "corpus", tmp_path, Step("fuzzing"), only=[broken, "full"])
+    assert [finding.property for finding in report.findings] == [broken]
+    assert report.trouble == "it is full"
+
+
+def test_a_check_that_fails_once_is_a_finding_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed: list[Written] = []
+
+    def check(host: Written) -> None:
+        if breaks(host) and not failed:
+            failed.append(host)
+            raise AssertionError("once")
+
+    put_check(monkeypatch, check)
+    [finding] = run.fuzz(5, tmp_path / "corpus", tmp_path, Step("fuzzing"), only=["broken"]).findings
+    assert finding.message.startswith("once")
+    assert finding.message.endswith(run.ONCE)
+    names: dict[str, Any] = {}
+    exec(compile(Path(finding.file).read_text(), finding.file, "exec"), names)
+    assert names["CASE"] == failed[0]
+
+
+def test_an_assertion_without_words_is_shown_by_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROPERTIES, "broken", Property("broken", "", hosts(), check_wordless, lambda: None))
+    [finding] = run.fuzz(5, tmp_path / "corpus", tmp_path, Step("fuzzing"), only=["broken"]).findings
+    assert "check_wordless" in finding.message
+    assert 'host["agents"] == []' in finding.message
+
+
+def check_wordless(host: Written) -> None:
+    if host["agents"] == []:
+        return
+    raise AssertionError  # for host["agents"] == []
+
+
+def test_ctrl_c_ends_with_what_there_is(
+    tmp_path: Path, broken: str, tried: list[Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(host: Written) -> None:
+        if any(map(breaks, tried)):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(PROPERTIES, "stopped", Property("stopped", "", hosts(), stop, lambda: None))
+    report = run.fuzz(5, tmp_path / "corpus", tmp_path, Step("fuzzing"), only=[broken, "stopped"])
+    assert report.interrupted
+    assert [finding.property for finding in report.findings] == [broken]
+
+
 def test_a_seed_gives_the_same_hosts_again(tmp_path: Path, broken: str, tried: list[Written]) -> None:
     for number in (1, 1, 2):
         run.fuzz(5, tmp_path / "corpus", tmp_path, Step("fuzzing"), number, [broken])
@@ -85,6 +192,7 @@ def test_a_property_that_cannot_be_tried_says_why(tmp_path: Path, broken: str, m
     monkeypatch.setitem(PROPERTIES, broken, Property(broken, "", hosts(), print, lambda: "no such program"))
     report = run.fuzz(5, tmp_path / "corpus", tmp_path, Step("fuzzing"), only=[broken])
     assert (report.tried[0].examples, report.tried[0].obstacle) == (0, "no such program")
+    assert report.is_empty
 
 
 def harness(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -141,7 +249,7 @@ def test_hosts_have_up_to_two_hundred_agents_with_every_field() -> None:
 def test_text_that_no_terminal_keeps_is_written_in_ascii() -> None:
     assert to_nix("a\n${b}\x85") == '(builtins.fromJSON "\\"a\\\\n\\${b}\\\\u0085\\"")'
     assert agents_nix({"agents": [{"name": "a", "cpus": 0.5}], "host": {}}) == (
-        '[\n  {\n    name = "a";\n    cpus = 0.5;\n  }\n]\n'
+        '{\n  agents = [\n    {\n      name = "a";\n      cpus = 0.5;\n    }\n  ];\n  host = { };\n}\n'
     )
 
 
@@ -149,20 +257,23 @@ class Pretended(LiveHost):
     """A host without a machine, which is wrong once an agent was restarted and then killed."""
 
     def __init__(self) -> None:
-        self.generations, self.current = [[], FIRST], 1
-        self.steps, self.error = [], None
+        super().__init__(Mock(spec=Lab), Mock(spec=Machine))
 
     def check(self, touched: Iterable[str]) -> None:
         names = [name for name, _ in self.steps]
         if "restart" in names and "kill" in names[names.index("restart") :]:
-            raise AssertionError("it is down")
+            self.complain()
+
+    def complain(self) -> None:
+        raise AssertionError("it is down")
 
     def _switch(self, specs: list[Spec]) -> None:
+        self.wanted = specs
         self.generations.append(specs)
         self.current = len(self.generations) - 1
 
-    def roll_back(self) -> list[str]:
-        self.current -= 1
+    def roll_back(self, to: int | None = None) -> list[str]:
+        self.current = self.current - 1 if to is None else to
         return []
 
     def reboot(self) -> list[str]:
@@ -174,7 +285,7 @@ class Pretended(LiveHost):
     def attack(self, claim: str) -> list[str]:
         return []
 
-    restart = kill = fill = _nothing
+    restart = kill = fill = fill_disk = _nothing
 
 
 @pytest.fixture
@@ -182,14 +293,16 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[Pretended]:
     """The hosts that were tried."""
     tried: list[Pretended] = []
 
-    def machine_of(lab: Lab, admit: Callable[[LiveHost], None]) -> type[Live]:
+    def machine_of(
+        lab: Lab, admit: Callable[[LiveHost], None], guard: Callable[[], AbstractContextManager[None]]
+    ) -> type[Live]:
         def start(_: ExitStack) -> LiveHost:
             host = Pretended()
             tried.append(host)
             admit(host)
             return host
 
-        return type("LiveHere", (Live,), {"start": staticmethod(start)})
+        return type("LiveHere", (Live,), {"start": staticmethod(start), "guard": staticmethod(guard)})
 
     monkeypatch.setattr(run, "machine_of", machine_of)
     return tried
@@ -203,11 +316,81 @@ def test_steps_that_leave_a_host_wrong_are_made_few_and_become_a_test(
     names: dict[str, Any] = {}
     exec(compile(Path(finding.file).read_text(), finding.file, "exec"), names)
     steps = names["STEPS"]
-    assert finding.message == f"it is down\nthe steps: {steps}"
+    assert finding.message.startswith(f"it is down\nthe steps: {steps}\nagents.nix of the host at the last of them:")
+    assert 'tailnetInterface = "tailscale0";' in finding.message
     kinds = [kind for kind, _ in steps]
     assert "kill" in kinds[kinds.index("restart") :]
     first = next(host for host in pretended if host.error)
     assert len(steps) <= len(first.steps)  # hypothesis makes it small, not always the smallest
+
+
+FAULTS = [
+    ControlFailed("in 90 s, the attack has not come so far: a runs in another container"),
+    CommandFailed("in the guest, exit code 1: systemctl restart"),
+    HarnessError("the stage could not be set: no such container"),
+    GuestPanicked("the guest's kernel panicked"),
+]
+ACCIDENTS = [GuestDied("QEMU (pid 1) ended by signal SIGKILL"), HostDiskFull("the disk is full"), TROUBLES[1]]
+
+
+def failing(error: Exception) -> Callable[[Pretended], None]:
+    def complain(self: Pretended) -> None:
+        raise error
+
+    return complain
+
+
+@pytest.mark.usefixtures("pretended")
+@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
+def test_whatever_a_step_raises_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: HarnessError
+) -> None:
+    monkeypatch.setattr(Pretended, "complain", failing(error))
+    [finding] = run.fuzz_live(Mock(spec=Lab), 1, tmp_path / "corpus", tmp_path, Step("fuzzing")).findings
+    assert finding.message.startswith(f"{error}\nthe steps: [(")
+    assert "replay(lab, STEPS)" in Path(finding.file).read_text()
+
+
+@pytest.mark.usefixtures("pretended")
+@pytest.mark.parametrize("error", ACCIDENTS, ids=lambda error: type(error).__name__)
+def test_what_befalls_this_machine_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: HarnessError
+) -> None:
+    monkeypatch.setattr(Pretended, "complain", failing(error))
+    with pytest.raises(type(error)) as caught:
+        run.fuzz_live(Mock(spec=Lab), 1, tmp_path / "corpus", tmp_path, Step("fuzzing"))
+    assert caught.value is error
+    assert not list(tmp_path.glob("test_found_*"))
+
+
+def test_a_race_that_shows_once_is_a_finding_that_says_so(
+    tmp_path: Path, pretended: list[Pretended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def complain(self: Pretended) -> None:
+        if not any(host.error for host in pretended):
+            raise AssertionError("it is down")
+
+    monkeypatch.setattr(Pretended, "complain", complain)
+    [finding] = run.fuzz_live(Mock(spec=Lab), 1, tmp_path / "corpus", tmp_path, Step("fuzzing")).findings
+    [wrong] = [host for host in pretended if host.error]
+    assert finding.message == f"{wrong.error}\n{run.ONCE}"
+    names: dict[str, Any] = {}
+    exec(compile(Path(finding.file).read_text(), finding.file, "exec"), names)
+    assert names["STEPS"] == wrong.steps
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_host_that_is_wrong_from_the_start_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pretended, "check", lambda self, touched: self.complain())
+    report = run.fuzz_live(Mock(spec=Lab), 1, tmp_path / "corpus", tmp_path, Step("fuzzing"))
+    [finding] = report.findings
+    assert finding.message.startswith("it is down\nthe steps: []")
+    assert "STEPS = []" in Path(finding.file).read_text()
+
+
+@pytest.mark.usefixtures("pretended")
+def test_nothing_is_tried_where_the_time_is_up_before_the_first_step(tmp_path: Path) -> None:
+    assert run.fuzz_live(Mock(spec=Lab), 0, tmp_path / "corpus", tmp_path, Step("fuzzing")).is_empty
 
 
 @pytest.mark.usefixtures("pretended")
