@@ -19,10 +19,9 @@ from hypothesis.strategies import SearchStrategy
 from harness.fuzz import parsers
 from harness.fuzz.blame import is_finding
 from harness.guests import activate
-from harness.mistakes import Mistake, mistakes
 from harness.nix_text import agents_nix
 from harness.policy import HOST_VARIABLES, Agent, Plan, PolicyError, evaluate, evaluate_many
-from harness.strategies import Written, hostile_hosts, hosts, identity_of
+from harness.strategies import Mistake, Written, hostile_hosts, hosts, identity_of, mistakes
 
 Case = Any
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -23,8 +24,9 @@ from harness.errors import HarnessError, Untriable
 from harness.fuzz import run
 from harness.fuzz.live import Live, LiveHost
 from harness.fuzz.properties import PROPERTIES, Property, prove
+from harness.host_strategies import NESTED
 from harness.lab import Lab
-from harness.mistakes import WRONG_SETTINGS, WRONG_SPECS
+from harness.mistakes import UNKNOWN, WRONG_SETTINGS, WRONG_SPECS
 from harness.nix_text import agents_nix, to_nix
 from harness.policy import REPOSITORY, PolicyError, evaluate_many
 from harness.progress import Step
@@ -225,9 +227,18 @@ def test_an_unknown_property_lists_those_that_exist(tmp_path: Path) -> None:
 def test_every_field_can_be_wrong() -> None:
     assert {wrong.field for wrong in WRONG_SPECS} | {"name"} == set(FIELDS)
     assert {wrong.field for wrong in WRONG_SETTINGS} == set(SETTINGS)
-    [refusal] = evaluate_many([[{"name": "a", "zzz": 1}]])
+    assert fields_of({"zzz": 1}) == list(FIELDS)
+    wrong = {re.sub(r"\[0\]$", "", each.path) for each in WRONG_SPECS}
+    for place, names in NESTED.items():
+        assert wrong >= {f"{place}.{name}" for name in [*names, UNKNOWN]}
+        assert fields_of({place.removesuffix("[0]"): [{"zzz": 1}]}) == list(names)
+
+
+def fields_of(spec: Spec) -> list[str]:
+    """Those that the policy names where it meets one that it does not know."""
+    [refusal] = evaluate_many([[{"name": "a", **spec}]])
     assert isinstance(refusal, PolicyError)
-    assert str(refusal).partition("the fields are ")[2].split(", ") == sorted(FIELDS)
+    return str(refusal).partition("the fields are ")[2].partition("\n")[0].split(", ")
 
 
 def test_hosts_have_up_to_two_hundred_agents_with_every_field() -> None:
