@@ -167,6 +167,12 @@ class Stage:
         return commands
 
 
+def run_shell(script: str, shell: str) -> tuple[int, str, str]:
+    """A script by itself, with no program at hand: its exit code, and what it said on both streams."""
+    done = _run(["env", "-i", shell, "-c", script])
+    return done.returncode, done.stdout, done.stderr
+
+
 # ---- YAML
 
 

@@ -31,7 +31,8 @@ def draw_some(kind: Wrong | Kind) -> list[Mistake]:
 
 
 def test_every_mistake_is_its_error() -> None:
-    drawn = [mistake for kind in [*WRONG_SPECS, *KINDS * 5] for mistake in draw_some(kind)]
+    kinds: list[Wrong | Kind] = [*WRONG_SPECS, *KINDS * 5]
+    drawn = [mistake for kind in kinds for mistake in draw_some(kind)]
     results = evaluate_many([each.host["agents"] for each in drawn], [each.host["host"] for each in drawn])
     for mistake, result in zip(drawn, results, strict=True):
         check(mistake, result)
