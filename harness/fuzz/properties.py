@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 from hypothesis.strategies import SearchStrategy
 
+from harness.errors import HarnessError
 from harness.fuzz import meant, parsers
 from harness.fuzz.blame import is_finding
 from harness.guests import activate
@@ -42,6 +44,15 @@ class Property:
 
 
 PROPERTIES: dict[str, Property] = {}
+
+
+def find_property(name: str) -> Property:
+    """The property of that name; an unknown one says which are near, or which there are."""
+    if name not in PROPERTIES:
+        near = difflib.get_close_matches(name, PROPERTIES, n=3) or [each for each in PROPERTIES if name in each]
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PROPERTIES)}"
+        raise HarnessError(f"there is no property {name!r}", hint=hint)
+    return PROPERTIES[name]
 
 
 def prove(name: str, case: Case) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -176,26 +177,29 @@ def fuzz(
     trials = [Trial(name, corpus) for name in only or PROPERTIES]
     findings: list[Finding] = []
     interrupted, trouble = False, None
-    turn = 0
-    while time.monotonic() - started < minutes * 60 and (
-        whole := [trial for trial in trials if trial.broken is None and trial.obstacle is None]
-    ):
-        trial = whole[turn % len(whole)]
-        progress.update(f"{trial.name}: {sum(each.examples for each in trials)} hosts, {len(findings)} found")
-        try:
+
+    def keep() -> None:
+        for trial in trials:
+            if trial.broken is not None and trial.name not in {finding.property for finding in findings}:
+                case, message = trial.broken
+                findings.append(Finding(trial.name, message, str(write_regression(tests, trial.name, case))))
+
+    try:
+        for turn in itertools.count():
+            whole = [trial for trial in trials if trial.broken is None and trial.obstacle is None]
+            if not whole or time.monotonic() - started >= minutes * 60:
+                break
+            trial = whole[turn % len(whole)]
+            progress.update(f"{trial.name}: {sum(each.examples for each in trials)} hosts, {len(findings)} found")
             trial.round(None if number is None else number + turn)
-        except KeyboardInterrupt:
-            interrupted = True
-        except Exception as error:
-            if not findings:
-                raise
-            trouble = describe(error)
-        turn += 1
-        if trial.broken is not None:
-            case, message = trial.broken
-            findings.append(Finding(trial.name, message, str(write_regression(tests, trial.name, case))))
-        if interrupted or trouble:
-            break
+            keep()
+    except KeyboardInterrupt:
+        interrupted = True
+    except Exception as error:
+        if not findings:
+            raise
+        trouble = describe(error)
+    keep()
     seconds = round(time.monotonic() - started, 1)
     return Report(number, seconds, [trial.tried for trial in trials], findings, interrupted, trouble)
 

@@ -17,13 +17,15 @@ from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
+from typer.testing import CliRunner
 
 from harness.cache import CacheUnusable
+from harness.cli import app
 from harness.contract import ControlFailed
 from harness.errors import HarnessError, Untriable
 from harness.fuzz import run
 from harness.fuzz.live import Live, LiveHost
-from harness.fuzz.properties import PROPERTIES, Property, prove
+from harness.fuzz.properties import PROPERTIES, Property, find_property, prove
 from harness.host_strategies import NESTED
 from harness.lab import Lab
 from harness.mistakes import UNKNOWN, WRONG_SETTINGS, WRONG_SPECS
@@ -169,15 +171,20 @@ def check_wordless(host: Written) -> None:
     raise AssertionError  # for host["agents"] == []
 
 
-def test_ctrl_c_ends_with_what_there_is(
-    tmp_path: Path, broken: str, tried: list[Written], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def stopped(tried: list[Written], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a property at which somebody gives up as soon as the other one is broken."""
+
     def stop(host: Written) -> None:
         if any(map(breaks, tried)):
             raise KeyboardInterrupt
 
     monkeypatch.setitem(PROPERTIES, "stopped", Property("stopped", "", hosts(), stop, lambda: None))
-    report = run.fuzz(5, tmp_path / "corpus", tmp_path, Step("fuzzing"), only=[broken, "stopped"])
+    return "stopped"
+
+
+def test_ctrl_c_ends_with_what_there_is(tmp_path: Path, broken: str, stopped: str) -> None:
+    report = run.fuzz(5, tmp_path / "corpus", tmp_path, Step("fuzzing"), only=[broken, stopped])
     assert report.interrupted
     assert [finding.property for finding in report.findings] == [broken]
 
@@ -217,11 +224,59 @@ def test_the_command_says_what_it_tried(tmp_path: Path) -> None:
     assert report["tried"][0]["examples"] >= 1
 
 
-def test_an_unknown_property_lists_those_that_exist(tmp_path: Path) -> None:
-    done = harness("fuzz", "--only", "bogus", "--tests", str(tmp_path))
+@pytest.mark.parametrize(("name", "hint"), [("zzz", "there are invariants"), ("invariant", "did you mean invariants?")])
+def test_an_unknown_property_is_told_from_those_that_exist(name: str, hint: str) -> None:
+    with pytest.raises(HarnessError, match="there is no property") as caught:
+        find_property(name)
+    assert (caught.value.hint or "").startswith(hint)
+    assert find_property("invariants").name == "invariants"
+
+
+REFUSED = {
+    "a property of running hosts": (["--live", "--only", "order"], "--only names properties of the policy"),
+    "no such property": (["--only", "ordr"], "did you mean order"),
+    "no place for the report": (["--json", "/nonexistent/report.json"], "there is no directory /nonexistent"),
+    "no place for tests": (["--tests", "/nonexistent"], "/nonexistent is no directory"),
+    "nothing may be written there": (["--tests", "/proc"], "no test can be written to /proc"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_would_fail_at_the_end_is_said_at_the_start(tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = harness("fuzz", "--cache", str(tmp_path), "--minutes", "60", *arguments)
     assert done.returncode == 2
-    assert "there is no property bogus" in done.stderr
-    assert "invariants" in done.stderr
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["mutate", "bench"])
+def test_where_no_report_can_be_written_is_said_before_minutes_have_passed(tmp_path: Path, command: str) -> None:
+    done = harness(command, "--cache", str(tmp_path), "--json", "/nonexistent/report.json")
+    assert done.returncode == 2
+    assert "there is no directory /nonexistent" in " ".join(done.stderr.split())
+
+
+def test_the_properties_are_listed(tmp_path: Path) -> None:
+    done = harness("fuzz", "--list", "--cache", str(tmp_path))
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines() if not line.startswith(" ")] == list(PROPERTIES)
+
+
+def test_where_nothing_was_tried_nothing_is_known(tmp_path: Path) -> None:
+    done = harness("fuzz", "--minutes", "0", "--tests", str(tmp_path), "--cache", str(tmp_path))
+    assert done.returncode == 2
+    assert "nothing was tried" in done.stderr
+
+
+def test_ctrl_c_says_what_there_is(tmp_path: Path, broken: str, stopped: str) -> None:
+    where = ["--tests", str(tmp_path), "--cache", str(tmp_path), "--json", str(tmp_path / "report.json")]
+    done = CliRunner().invoke(app, ["fuzz", "--minutes", "60", "--only", broken, "--only", stopped, *where])
+    assert done.exit_code == 130, done.output
+    assert "too many processes" in done.output
+    assert "1 found, interrupted" in done.output
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["interrupted"]
+    assert [finding["property"] for finding in report["findings"]] == [broken]
 
 
 def test_every_field_can_be_wrong() -> None:
