@@ -279,6 +279,33 @@ def test_ctrl_c_says_what_there_is(tmp_path: Path, broken: str, stopped: str) ->
     assert [finding["property"] for finding in report["findings"]] == [broken]
 
 
+PLAIN = {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+FEW = """
+
+def test_few_packages_are_needed():
+    import sys
+
+    assert not {"qemu", "rich", "typer", "yaml"} & set(sys.modules)
+"""
+
+
+def test_the_strategies_work_elsewhere(tmp_path: Path) -> None:
+    """As docs/fuzzing.md has it: this source in PYTHONPATH, and few packages."""
+    _, _, example = (REPOSITORY / "docs/fuzzing.md").read_text().partition("```python\n")
+    (tmp_path / "test_mine.py").write_text(example.partition("```")[0] + FEW)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), **PLAIN},
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout
+
+
 def test_every_field_can_be_wrong() -> None:
     assert {wrong.field for wrong in WRONG_SPECS} | {"name"} == set(FIELDS)
     assert {wrong.field for wrong in WRONG_SETTINGS} == set(SETTINGS)
