@@ -66,7 +66,9 @@ def fields() -> st.SearchStrategy[Spec]:
             "egress": st.sampled_from(
                 ["none", "internet", [{"network": "192.0.2.0/24", "ports": [443]}, {"network": "2001:db8::/32"}]]
             ),
-            "environment": st.dictionaries(variables().filter(lambda name: name != "PATH"), hostile(), max_size=2),
+            "environment": st.dictionaries(
+                variables().filter(lambda name: name not in ("PATH", "TOKEN")), hostile(), max_size=2
+            ),
             "pids": st.sampled_from([64, 100]),
             "publish": st.lists(published, min_size=1, max_size=2),
             "secrets": st.lists(st.sampled_from(["file", "env", "shared"]), min_size=1, max_size=3, unique=True),

@@ -25,7 +25,8 @@ from harness.contract import ControlFailed
 from harness.errors import HarnessError, Untriable
 from harness.fuzz import run
 from harness.fuzz.live import Live, LiveHost
-from harness.fuzz.properties import PROPERTIES, Property, find_property, prove
+from harness.fuzz.properties import PROPERTIES, Case, Property, find_property, prove
+from harness.fuzz.regressions import write_regression
 from harness.host_strategies import NESTED
 from harness.lab import Lab
 from harness.mistakes import UNKNOWN, WRONG_SETTINGS, WRONG_SPECS
@@ -187,6 +188,19 @@ def test_ctrl_c_ends_with_what_there_is(tmp_path: Path, broken: str, stopped: st
     report = run.fuzz(5, tmp_path / "corpus", tmp_path, Step("fuzzing"), only=[broken, stopped])
     assert report.interrupted
     assert [finding.property for finding in report.findings] == [broken]
+
+
+@pytest.mark.parametrize("name", ["anything", "one_mistake"])
+def test_the_test_that_is_written_has_the_case_itself(tmp_path: Path, name: str) -> None:
+    @settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(PROPERTIES[name].cases)
+    def draw(case: Case) -> None:
+        path = write_regression(tmp_path, name, case)
+        names: dict[str, Any] = {}
+        exec(compile(path.read_text(), path, "exec"), names)
+        assert names["CASE"] == case
+
+    draw()
 
 
 def test_a_seed_gives_the_same_hosts_again(tmp_path: Path, broken: str, tried: list[Written]) -> None:
