@@ -534,6 +534,7 @@ class Live(RuleBasedStateMachine):
     def fill_disk(self, number: int) -> None:
         self._take("fill_disk", name=_one(self.host.limited, number))
 
+    @precondition(lambda self: ("reboot", {}) not in self.host.steps)  # one takes longer than all else
     @rule()
     def reboot(self) -> None:
         self._take("reboot")
