@@ -93,8 +93,17 @@ def spec_of(name: str, drawn: Spec) -> Spec:
     return spec
 
 
+EMPTY: list[Spec] = []
+"""The first generation of every host, which the guest has with no settings of its own (``Lab.base``)."""
+
+
+def settings_of(specs: Sequence[Spec]) -> dict[str, Any]:
+    """The host's settings in a generation; one that lost all its agents later keeps them."""
+    return {} if specs is EMPTY else SETTINGS
+
+
 def plan_of(specs: Sequence[Spec], lab: Lab) -> Plan:
-    [result] = evaluate_many([specs], [SETTINGS])
+    [result] = evaluate_many([specs], [settings_of(specs)])
     assert isinstance(result, Plan), f"a valid host is refused: {result}"
     return lab.adapt(result)
 
@@ -107,7 +116,7 @@ class LiveHost:
 
     def __init__(self, lab: Lab, machine: Machine) -> None:
         self.lab, self.machine = lab, machine
-        self.generations: list[list[Spec]] = [[], FIRST]
+        self.generations: list[list[Spec]] = [EMPTY, FIRST]
         self.current = 1
         self.wanted: list[Spec] = FIRST
         self.ever: dict[str, Agent] = {}
@@ -155,7 +164,7 @@ class LiveHost:
         except Exception as error:
             if is_finding(error):
                 error.add_note(f"the steps: {self.steps}")
-                host = agents_nix({"agents": self.wanted, "host": SETTINGS})
+                host = agents_nix({"agents": self.wanted, "host": settings_of(self.wanted)})
                 error.add_note(f"agents.nix of the host at the last of them:\n\n{host}")
                 self.error = describe(error)
             raise

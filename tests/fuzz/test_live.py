@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -19,18 +20,21 @@ from harness.fuzz.live import (
     OWN,
     SETTINGS,
     Facts,
+    LiveHost,
     compare,
     compare_removed,
     expected,
     fields,
     machine_of,
     replay,
+    settings_of,
     spec_of,
 )
 from harness.lab import Lab
 from harness.policy import Plan, evaluate_many
 from harness.probes.ways import find_ways
 from harness.strategies import FIELDS, Spec
+from harness.vm.machine import Machine
 
 few = settings(
     max_examples=3,
@@ -80,6 +84,7 @@ def test_every_step_leaves_the_host_as_its_plan_says(lab: Lab) -> None:
             ("remove", {"name": "a"}),
             ("restart", {"name": "b"}),
             ("reboot", {}),
+            ("roll_back", {"to": 0}),
         ],
     )
 
@@ -243,3 +248,9 @@ def test_what_is_drawn_is_a_host(plan: Plan) -> None:
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_each_claim_has_attacks(claim: str) -> None:
     assert find_ways(claim) or claim == "D3"  # that is harness.probes.sharing's
+
+
+def test_only_the_first_generation_has_no_settings() -> None:
+    host = LiveHost(Mock(spec=Lab), Mock(spec=Machine))
+    assert settings_of(host.generations[0]) == {}
+    assert settings_of([]) == settings_of(host.generations[1]) == SETTINGS
