@@ -347,7 +347,6 @@ def expected(plan: Plan) -> Facts:
 
 BESIDES = {
     "directories": {"/var/lib/hermes-auditd"},
-    "networks": {"bridge"},  # Docker's own, which no agent is on
     "secrets": {"decoy"},  # what an attack on S1 has planted, for root alone
 }
 """What a host has that is no agent's."""

@@ -133,7 +133,6 @@ def facts(plan: Plan) -> Facts:
 
 
 def test_a_host_that_is_as_it_should_be_has_no_problem(plan: Plan, facts: Facts) -> None:
-    facts["networks"]["bridge"] = ["docker0", False, ["172.17.0.0/16"]]
     facts["directories"]["/var/lib/hermes-auditd"] = ["0700", 999, 999, 0]
     facts["secrets"]["decoy"] = ["0400", 0, 0, "ramfs", ""]
     facts["units"]["docker-hermes-m.service"] = "inactive/dead"
@@ -176,6 +175,7 @@ WRONG: dict[str, Callable[[Facts], None]] = {
     "a unit of one that does not start": put("units", "docker-hermes-m.service", value="active/running"),
     "a rogue container": put("containers", "rogue", value={"mounts": [["/", "/host", True]]}),
     "a rogue user": put("users", "hermes-rogue", value=[0, 0, "/root", "/bin/sh", [], False]),
+    "Docker's own bridge, which the plan turns off": put("networks", "bridge", value=["docker0", False, []]),
     "a rogue network": put("networks", "rogue", value=["docker1", False, []]),
     "nobody's state": put("directories", "/var/lib/hermes-rogue", value=["0777", 65534, 65534, 0]),
     "nobody's configuration": put("directories", "/etc/hermes/rogue", value=["0755", 0, 0, 0]),
