@@ -8,6 +8,7 @@ import json
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -16,6 +17,7 @@ import msgspec
 import pytest
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from harness import bench as benchmarks
@@ -249,6 +251,7 @@ def mutate(
     if listing:
         console.print(list_table(chosen))
         return
+    check_place(json_file)
     lab = Lab(settings(guest=guest, accel=accel, cache=cache))
     lab.activated(lab.adapt(read_plan(None, None)))
     options = [f"--vm-guest={guest}", f"--vm-accel={accel}", f"--vm-cache={cache}"]
@@ -554,6 +557,7 @@ def fuzz(
         int | None, typer.Option("--seed", help="Draw the same hosts each time, none of the corpus.")
     ] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Only this property (may be repeated).")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the properties, and try none.")] = False,
     tests: Annotated[
         Path, typer.Option("--tests", help="Where a test is written for what is found.", metavar="DIR")
     ] = REPOSITORY / "tests" / "fuzz",
@@ -563,18 +567,25 @@ def fuzz(
 ) -> None:
     """Throw random hosts at the policy, until the time is up; or random changes, faults and attacks at running hosts.
 
-    What breaks one is made small, printed as an agents.nix and written as a test. Exits 1 if anything was found.
+    What breaks one is made small, printed as an agents.nix and written as a test. Exits 1 if anything was found, 2 if
+    nothing could be tried; after Ctrl-C it says what there is so far, and exits 130.
     The cache keeps such hosts as a corpus that is tried first the next time.
     """
     from harness.fuzz import run
     from harness.fuzz.live import template_of
-    from harness.fuzz.properties import PROPERTIES
+    from harness.fuzz.properties import find_property
 
-    for each in only or []:
-        if each not in PROPERTIES:
-            raise HarnessError(f"there is no property {each}", hint=f"there are {', '.join(PROPERTIES)}")
-    if not tests.is_dir():
-        raise HarnessError(f"{tests} is no directory", hint="name one with --tests")
+    if live and only:
+        raise HarnessError(
+            "--only names properties of the policy, and --live tries running hosts", hint="leave one out"
+        )
+    chosen = [find_property(each).name for each in only or []]
+    console = Console(highlight=False, emoji=False, stderr=str(json_file) == "-")
+    if listing:
+        print_properties(console)
+        return
+    check_place(json_file)
+    check_writable(tests)
     lab = Lab(settings(accel=accel, cache=cache))
     if live:
         template_of(lab)
@@ -583,10 +594,36 @@ def fuzz(
         if live:
             report = run.fuzz_live(lab, minutes, corpus, tests, progress, seed)
         else:
-            report = run.fuzz(minutes, corpus, tests, progress, seed, only or [])
-    print_fuzzing(Console(highlight=False, emoji=False, stderr=str(json_file) == "-"), report)
+            report = run.fuzz(minutes, corpus, tests, progress, seed, chosen)
+    print_fuzzing(console, report)
     write_json(json_file, report)
-    raise typer.Exit(1 if report.findings else 0)
+    if report.is_empty and not report.interrupted:
+        raise HarnessError("nothing was tried", hint="the table says why, or give it more --minutes")
+    raise typer.Exit(130 if report.interrupted else 1 if report.findings else 0)
+
+
+def check_writable(directory: Path) -> None:
+    """That a test can be written there is known before what takes minutes; raises ``HarnessError``."""
+    if not directory.is_dir():
+        raise HarnessError(f"{directory} is no directory", hint="name one with --tests")
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise HarnessError(
+            f"no test can be written to {directory}: {error.strerror}", hint="name another directory with --tests"
+        ) from None
+
+
+def print_properties(console: Console) -> None:
+    """The properties of the policy, and why those that cannot be tried here cannot."""
+    from harness.fuzz.properties import PROPERTIES
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for each in PROPERTIES.values():
+        obstacle = each.obstacle()
+        table.add_row(each.name, each.text, f"not here: {obstacle}" if obstacle else "")
+    console.print(table)
 
 
 def print_fuzzing(console: Console, report: Any) -> None:
@@ -596,7 +633,8 @@ def print_fuzzing(console: Console, report: Any) -> None:
         console.print(finding.message, markup=False, soft_wrap=True)
         console.print(f"shown from now on by {finding.file}", markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
-    for name in ("property", "hosts", "specs", "s", "what holds"):
+    live = [tried.property for tried in report.tried] == ["live"]
+    for name in ("property", "hosts", "steps" if live else "specs", "s", "what holds"):
         table.add_column(name, justify="left" if name in ("property", "what holds") else "right", overflow="fold")
     broken = {finding.property for finding in report.findings}
     for tried in report.tried:
@@ -610,7 +648,11 @@ def print_fuzzing(console: Console, report: Any) -> None:
         )
         table.add_row(*row, style=style)
     console.print(table)
-    console.print(f"{report.seconds:.0f} s, {len(report.findings)} found")
+    if report.trouble:
+        console.print(f"[red]it ended before its time:[/red] {escape(report.trouble)}", soft_wrap=True)
+    console.print(
+        f"{report.seconds:.0f} s, {len(report.findings)} found{', interrupted' if report.interrupted else ''}"
+    )
 
 
 @app.command()
@@ -622,6 +664,7 @@ def bench(
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
     """Measure, on this machine and in one run, what the README claims."""
+    check_place(json_file)
     lab = Lab(settings(accel=accel, cache=cache))
     metrics = benchmarks.measure(lab, repeat, only)
     benchmarks.print_table(Console(highlight=False, emoji=False, stderr=str(json_file) == "-"), metrics)

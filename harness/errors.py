@@ -15,3 +15,7 @@ class HarnessError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}\n  hint: {self.hint}" if self.hint else self.what
+
+
+class Untriable(HarnessError):
+    """It cannot be tried on this machine, which lacks a program, say: nothing is known of what was to be tested."""

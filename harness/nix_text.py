@@ -50,6 +50,5 @@ def _string(text: str) -> str:
 
 
 def agents_nix(host: Mapping[str, Any]) -> str:
-    """An ``agents.nix`` with the agents of the host; its settings, if it has any, are in a comment in front."""
-    head = f"# host.nix: {json.dumps(host['host'])}\n" if host["host"] else ""
-    return f"{head}{to_nix(host['agents'])}\n"
+    """An ``agents.nix`` of the whole host, its settings included."""
+    return to_nix({name: host[name] for name in ("agents", "host")}) + "\n"

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Untriable
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 POLICY = REPOSITORY / "modules" / "policy"
@@ -304,6 +304,10 @@ class PolicyError(HarnessError, ValueError):
         self.errors = list(errors)
 
 
+class NoNix(PolicyError, Untriable):
+    """There is no Nix on this machine."""
+
+
 def _refusal(errors: Sequence[SpecError]) -> PolicyError:
     return PolicyError("\n".join(error.message for error in errors), errors=errors)
 
@@ -328,16 +332,47 @@ def read_host(path: Path) -> Host:
 
 
 def evaluate(agents: Path, *, host: Host | None = None) -> Plan:
-    """The plan of the agents in a ``.nix`` or ``.json`` file; raises ``PolicyError``."""
+    """The plan of the agents in a ``.nix`` or ``.json`` file; raises ``PolicyError``.
+
+    The file is a list of specs or ``{ agents, host }``: then the host has these settings instead of ``host``.
+    """
     if not agents.is_file():
         raise PolicyError(f"{agents}: no such file of agents")
     if agents.suffix == ".json":
-        return evaluate_specs(_read_json(agents), host=host)
-    expression = (
-        "{ policy, agents, host }: [ ((import policy).check"
-        " { agents = import agents; host = builtins.fromJSON host; }) ]"
-    )
-    return _the_plan(_check(expression, {"agents": str(agents.resolve()), "host": json.dumps(dict(host or {}))}))
+        content = _read_json(agents)
+        if not isinstance(content, Mapping) or "agents" not in content:
+            return evaluate_specs(content, host=host)
+        if more := content.keys() - {"agents", "host"}:
+            raise PolicyError(f"{agents}: {', '.join(sorted(more))}: {WHOLE}")
+        return evaluate_specs(content["agents"], host=content.get("host", host))
+    arguments = {"agents": str(agents.resolve()), "host": json.dumps(dict(host or {})), "whole": WHOLE}
+    return _the_plan(_check(READ, arguments))
+
+
+WHOLE = "a file with agents in it may have host besides, and nothing else"
+READ = """
+{ policy, agents, host, whole }:
+let
+  inherit (builtins) attrNames concatStringsSep fromJSON functionArgs intersectAttrs isAttrs isFunction removeAttrs;
+  inherit (import policy) check mkHermesAgent;
+  file = import agents;
+  arguments = { inherit mkHermesAgent; };
+  named = functionArgs file;
+  call = file: file (if named == { } then arguments else intersectAttrs named arguments);
+  content = if isFunction file then call file else file;
+  more = attrNames (removeAttrs content [ "agents" "host" ]);
+in
+[
+  (
+    if !(isAttrs content && content ? agents) then
+      check { agents = content; host = fromJSON host; }
+    else if more != [ ] then
+      throw "${concatStringsSep ", " more}: ${whole}"
+    else
+      check ({ host = fromJSON host; } // content)
+  )
+]
+"""
 
 
 def evaluate_specs(specs: Any, *, host: Host | None = None) -> Plan:
@@ -577,7 +612,7 @@ def run_nix(command: Sequence[str], *, subject: str, environment: Mapping[str, s
             env={**os.environ, "NIX_CONFIG": config, **(environment or {})},
         )
     except FileNotFoundError:
-        raise PolicyError(
+        raise NoNix(
             f"{command[0]} is not installed, and the policy is written in Nix",
             hint="apt-get install nix-bin, or run ci/verify, which installs what is missing",
         ) from None

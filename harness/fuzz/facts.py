@@ -1,9 +1,11 @@
 """What a host is, as its kernel, Docker, nftables and systemd say: runs there as root with its own Python, in one go.
 
-In: ``{"family", "table", "content"}``, the firewall that is meant. Out: one JSON object; see ``main``.
+In: ``{"family", "table", "content", "directories"}``, the firewall that is meant, and where to look besides the usual
+places. Out: one JSON object; see ``main``.
 """
 
 import grp
+import hashlib
 import http.client
 import json
 import os
@@ -41,11 +43,14 @@ def output(*command: str, text: str | None = None) -> str:
 
 
 def users() -> dict[str, Any]:
-    """Every user of an agent: its numbers, home, shell, further groups, and what it has for a password."""
+    """Every user of an agent, and whoever else is root: its numbers, home, shell, further groups, and what it has for a
+    password.
+    """
     shadow = dict(line.split(":")[:2] for line in Path("/etc/shadow").read_text().splitlines())
     found = {}
     for user in pwd.getpwall():
-        if user.pw_name.startswith("hermes-") and user.pw_name != "hermes-auditd":
+        is_agent = user.pw_name.startswith("hermes-") and user.pw_name != "hermes-auditd"
+        if is_agent or (user.pw_uid == 0 and user.pw_name != "root"):
             groups = [group.gr_name for group in grp.getgrall() if user.pw_name in group.gr_mem]
             found[user.pw_name] = [
                 user.pw_uid,
@@ -58,10 +63,12 @@ def users() -> dict[str, Any]:
     return found
 
 
-def directories() -> dict[str, Any]:
+def directories(named: list[str]) -> dict[str, Any]:
     """Mode, uid and gid of every agent's directories, and how many files in its state are another's."""
     found = {}
-    for path in [*Path("/var/lib").glob("hermes-*"), *Path("/etc/hermes").glob("*")]:
+    for path in {*Path("/var/lib").glob("hermes-*"), *Path("/etc/hermes").glob("*"), *map(Path, named)}:
+        if not path.exists():
+            continue
         status = path.stat()
         owners = [owner_of(Path(top, name)) for top, dirs, files in os.walk(path) for name in [*dirs, *files]]
         strange = sum(owner not in (status.st_uid, None) for owner in owners)
@@ -94,6 +101,11 @@ def containers() -> dict[str, Any]:
             "memory": [limits["Memory"], limits["MemorySwap"]],
             "pids": limits["PidsLimit"],
             "cpus": limits["NanoCpus"],
+            "ports": sorted(
+                f"{bound['HostPort']}:{port}"
+                for port, places in (limits["PortBindings"] or {}).items()
+                for bound in places
+            ),
             "processes": processes(whole["State"]["Pid"]) if whole["State"]["Running"] else [],
         }
     return found
@@ -163,12 +175,24 @@ def units() -> dict[str, str]:
 
 
 def networks() -> dict[str, Any]:
+    """Docker's networks but those that it always has, "host" and "none"."""
     found = {}
     for network in ask_docker("/networks"):
-        if network["Driver"] == "bridge":
-            subnets = sorted(each["Subnet"] for each in network["IPAM"]["Config"])
-            bridge = network["Options"].get("com.docker.network.bridge.name", "")
+        if network["Driver"] not in ("host", "null"):
+            subnets = sorted(each["Subnet"] for each in network["IPAM"]["Config"] or [])
+            bridge = (network["Options"] or {}).get("com.docker.network.bridge.name", "")
             found[network["Name"]] = [bridge, network["Internal"], subnets]
+    return found
+
+
+def secrets() -> dict[str, Any]:
+    """Mode, uid, gid, file system and SHA-256 of every file where secrets are."""
+    found = {}
+    for path in sorted(Path("/run/agenix/").glob("*")):
+        status = path.stat()
+        kind = output("stat", "--file-system", "--format=%T", str(path)).strip()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[path.name] = [f"{stat.S_IMODE(status.st_mode):04o}", status.st_uid, status.st_gid, kind, digest]
     return found
 
 
@@ -178,12 +202,13 @@ def main() -> None:
         json.dumps(
             {
                 "users": users(),
-                "directories": directories(),
+                "directories": directories(wanted["directories"]),
                 "containers": containers(),
                 "uids": uids_of_processes(),
                 "firewall": firewall(wanted),
                 "units": units(),
                 "networks": networks(),
+                "secrets": secrets(),
                 "rules": [
                     rule["priority"] for flag in ("-4", "-6") for rule in json.loads(output("ip", "-j", flag, "rule"))
                 ],

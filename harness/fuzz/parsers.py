@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from harness.errors import HarnessError
+from harness.errors import Untriable
 
 Files = Mapping[str, tuple[int, str]]
 
@@ -37,7 +37,7 @@ def _run(command: Sequence[str], text: str | None = None) -> subprocess.Complete
             check=False,
         )
     except FileNotFoundError:
-        raise HarnessError(f"{command[0]} is not installed", hint="run ci/setup") from None
+        raise Untriable(f"{command[0]} is not installed", hint="run ci/setup") from None
 
 
 # ---- nftables
@@ -165,6 +165,12 @@ class Stage:
             commands.append(words[1:end])
             words = words[end:]
         return commands
+
+
+def run_shell(script: str, shell: str) -> tuple[int, str, str]:
+    """A script by itself, with no program at hand: its exit code, and what it said on both streams."""
+    done = _run(["env", "-i", shell, "-c", script])
+    return done.returncode, done.stdout, done.stderr
 
 
 # ---- YAML

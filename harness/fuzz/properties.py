@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import re
+import shlex
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,19 +18,20 @@ from typing import Any
 
 from hypothesis.strategies import SearchStrategy
 
-from harness.fuzz import parsers
+from harness.errors import HarnessError
+from harness.fuzz import meant, parsers
+from harness.fuzz.blame import is_finding
 from harness.guests import activate
-from harness.mistakes import Mistake, mistakes
 from harness.nix_text import agents_nix
 from harness.policy import HOST_VARIABLES, Agent, Plan, PolicyError, evaluate, evaluate_many
-from harness.strategies import Written, hostile_hosts, hosts, identity_of
+from harness.strategies import Mistake, Written, hostile_hosts, hosts, identity_of, mistakes
 
 Case = Any
 
 
 @dataclass(frozen=True)
 class Property:
-    """``text`` is what is promised; ``check`` raises ``AssertionError`` for a case that breaks it.
+    """``text`` is what is promised; ``check`` raises something for a case that breaks it, mostly ``AssertionError``.
 
     ``obstacle`` says why it cannot be tried on this machine, if it cannot.
     """
@@ -43,14 +46,23 @@ class Property:
 PROPERTIES: dict[str, Property] = {}
 
 
+def find_property(name: str) -> Property:
+    """The property of that name; an unknown one says which are near, or which there are."""
+    if name not in PROPERTIES:
+        near = difflib.get_close_matches(name, PROPERTIES, n=3) or [each for each in PROPERTIES if name in each]
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PROPERTIES)}"
+        raise HarnessError(f"there is no property {name!r}", hint=hint)
+    return PROPERTIES[name]
+
+
 def prove(name: str, case: Case) -> None:
     """Check one case of a property; the error has the ``agents.nix`` that reproduces it."""
     try:
         PROPERTIES[name].check(case)
-    except AssertionError as error:
+    except Exception as error:
         host = written_of(case)
-        if isinstance(host["agents"], list):
-            error.add_note(f"agents.nix that reproduces it:\n\n{agents_nix(host)}")
+        if is_finding(error) and isinstance(host["agents"], list):
+            error.add_note(f"agents.nix that reproduces it, with harness plan --agents FILE:\n\n{agents_nix(host)}")
         raise
 
 
@@ -331,9 +343,25 @@ def units(host: Written) -> None:
     found = {path.removeprefix("units/"): text for path, text in texts(plan).items() if path.startswith("units/")}
     with directory() as here:
         parsers.verify_units(here / "units", found)
+    check_units(plan, found)
+
+
+def check_units(plan: Plan, found: Mapping[str, str]) -> None:
+    """Every setting of the agents' units, of the target that starts them, and of the host's own services."""
     for agent in plan.agents.values():
-        sections = re.findall(r"^\[(.*)\]$", found[f"{agent.service.name}.service"], re.MULTILINE)
-        assert sections == ["Unit", "Service"]
+        unit = f"{agent.service.name}.service"
+        assert meant.read_unit(found[unit]) == meant.unit_of(agent), unit
+    wanted = {value for key, value in meant.read_unit(found["tentaflake.target"])["Unit"] if key == "Wants"}
+    agents = {f"{agent.service.name}.service" for agent in plan.agents.values()}
+    assert wanted & agents == meant.wanted_by_target(plan)
+    for unit, sections in meant.services_of(plan).items():
+        here = meant.read_unit(found[unit])
+        assert here.keys() == sections.keys(), unit
+        for section, settings in sections.items():
+            more = [setting for setting in here[section] if setting not in settings]
+            assert [setting for setting in here[section] if setting in settings] == settings, unit
+            assert {key for key, _ in more} <= {"ExecStart", "ExecReload", "Environment"}, f"{unit}: {more}"
+        assert unit in wanted
 
 
 @holds(hosts(max_agents=20), parsers.accounts_obstacle)
@@ -370,26 +398,42 @@ def words(host: Written) -> None:
 
 
 def check_words(stage: parsers.Stage, agent: Agent, script: str) -> None:
-    commands = stage.run(script)
-    assert commands == stage.run(script, shell="/bin/bash")
-    assert [command[:2] for command in commands] == [
-        ["setpriv", f"--reuid={agent.uid}"],
-        ["findmnt", "-n"],
-        ["setquota", "-u"],
-        ["docker", "rm"],
-        ["docker", "network"],
-        ["docker", "network"],
-        ["docker", "network"],
-        ["docker", "run"],
-    ]
-    arguments = commands[-1][2:]
-    tail = [agent.container.image, *agent.container.command]
-    options = arguments[: len(arguments) - len(tail)]
-    assert arguments[len(options) :] == tail
-    variables = sorted(agent.container.environment.items())
-    assert [option for option in options if option.startswith("--env")] == [
-        f"--env={name}={text}" for name, text in variables
-    ]
+    """Whether the network is there already or not, both shells run the commands that the plan means."""
+    first, again = (meant.start_of(agent, has_network=there) for there in (False, True))
+    assert stage.run(script, shell="/bin/sh") == first, f"the words of {agent.name}"
+    assert stage.run(script, shell="/bin/bash") == first, f"bash reads other words of {agent.name} than sh"
+    label = shlex.join(meant.network_create(agent.network))
+    assert stage.run(script, label) == again, f"the words of {agent.name}, whose network is there"
+
+
+@holds(hosts(max_agents=4))
+def conditions(host: Written) -> None:
+    """An agent does not start without one of its secrets, and the one that it lacks is named (S3)."""
+    [plan] = plans(host)
+    files = texts(plan)
+    for agent in plan.agents.values():
+        script = files.get(f"agents/{agent.name}/condition")
+        assert (script is not None) == bool(agent.secrets)
+        if script is not None:
+            with directory() as here:
+                check_condition(here, agent, script)
+
+
+def check_condition(here: Path, agent: Agent, script: str) -> None:
+    """Two shells let it start with all secrets, and not without any one of them; ``here`` stands for where they are."""
+    script = script.replace("/run/agenix/", f"{here}/")
+    paths = [here / secret.path.removeprefix("/run/agenix/") for secret in agent.secrets]
+    for path in paths:
+        path.touch()
+    for shell in ("/bin/sh", "/bin/bash"):
+        assert parsers.run_shell(script, shell) == (0, "", "")
+        for path, secret in zip(paths, agent.secrets, strict=True):
+            path.unlink()
+            code, said, complaint = parsers.run_shell(script, shell)
+            path.touch()
+            assert (code, said) == (1, ""), f"without {secret.name}: {code}, {said}"
+            assert f"agent {agent.name} does not start without its secret {secret.name}:" in complaint
+            assert complaint.count("\n") == 1, complaint
 
 
 @holds(hosts(max_agents=4), parsers.docker_obstacle)

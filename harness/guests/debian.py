@@ -193,8 +193,8 @@ class DebianGuest:
     def wait_agents(self, machine: Machine) -> None:
         machine.run([ACTIVATION, "wait"], timeout=300).check()
 
-    def roll_back(self, machine: Machine) -> None:
-        machine.run([ACTIVATION, "rollback"], timeout=300).check()
+    def roll_back(self, machine: Machine, number: int | None = None) -> None:
+        machine.run([ACTIVATION, "rollback", *([] if number is None else [str(number)])], timeout=300).check()
 
 
 def wait_booted(machine: Machine, timeout: float) -> None:

@@ -35,7 +35,7 @@ PROFILE = "/nix/var/nix/profiles/system"
 SWITCH = f"""
 nix-store --import > /dev/null && nix-env --profile {PROFILE} --set "$1" &&
 "$1/bin/switch-to-configuration" switch"""
-ROLL_BACK = f"nix-env --profile {PROFILE} --rollback && {PROFILE}/bin/switch-to-configuration switch"
+ROLL_BACK = f"nix-env --profile {PROFILE} $1 && {PROFILE}/bin/switch-to-configuration switch"
 # Every agent that starts by itself runs, but those that lack a secret; one that keeps failing is named.
 WAIT = """
 for unit in $(systemctl show --property=Wants --value multi-user.target); do
@@ -108,8 +108,9 @@ class NixosGuest(DebianGuest):
     def wait_agents(self, machine: Machine) -> None:
         machine.run(WAIT, timeout=SWITCH_TIMEOUT).check()
 
-    def roll_back(self, machine: Machine) -> None:
-        machine.run(ROLL_BACK, timeout=SWITCH_TIMEOUT).check()
+    def roll_back(self, machine: Machine, number: int | None = None) -> None:
+        where = "--rollback" if number is None else f"--switch-generation {number}"
+        machine.run(["sh", "-c", ROLL_BACK, "sh", where], timeout=SWITCH_TIMEOUT).check()
         self.wait_agents(machine)
 
 

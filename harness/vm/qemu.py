@@ -26,12 +26,16 @@ from typing import IO, Any
 from qemu.qmp import QMPError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Untriable
 
 CONSOLE_TAIL = 12
 MONITOR_TIMEOUT = 60.0
 """Seconds within which a new QEMU greets and an old one answers."""
 PANIC = re.compile(rb"Kernel panic - not syncing[^\r\n]*")
+
+
+class QemuFailed(Untriable):
+    """QEMU itself, not its guest, does not do as it is told."""
 
 
 class GuestDied(HarnessError):
@@ -162,13 +166,13 @@ class Process:
             greeting = select.poll()
             greeting.register(self._monitor, select.POLLIN)
             if not greeting.poll(MONITOR_TIMEOUT * 1000):  # the end of QEMU would be an event too
-                raise HarnessError(f"QEMU's monitor has said nothing for {MONITOR_TIMEOUT} s")
+                raise QemuFailed(f"QEMU's monitor has said nothing for {MONITOR_TIMEOUT} s")
             self.qmp.connect()
             self.qmp.settimeout(MONITOR_TIMEOUT)
         except (QMPError, OSError, EOFError) as error:
             self._exited(within=2.0)
             self.check()
-            raise HarnessError(f"no answer from QEMU's monitor: {error}") from error
+            raise QemuFailed(f"no answer from QEMU's monitor: {error}") from error
 
     def check(self) -> None:
         """Raise if the guest can not go on: QEMU dead, kernel panicked, host disk full; every time from then on."""
@@ -200,7 +204,7 @@ class Process:
         except (QMPError, OSError, EOFError) as error:
             if self._exited(within=1.0) is not None:
                 self.check()
-            raise HarnessError(f"QEMU refused {command}: {error}") from error
+            raise QemuFailed(f"QEMU refused {command}: {error}") from error
 
     def wait_status(self, status: str, timeout: float) -> None:
         """Wait for ``query-status`` to say ``status`` (seconds)."""
@@ -208,7 +212,7 @@ class Process:
         while (seen := self.execute("query-status")["status"]) != status:
             self.check()
             if time.monotonic() > deadline:
-                raise HarnessError(f"QEMU is {seen!r}, not {status!r}, after {timeout} s")
+                raise QemuFailed(f"QEMU is {seen!r}, not {status!r}, after {timeout} s")
             time.sleep(0.002)
 
     def reset(self) -> None:
@@ -217,7 +221,7 @@ class Process:
         deadline = time.monotonic() + MONITOR_TIMEOUT
         while all(event["event"] != "RESET" for event in self.qmp.get_events(wait=False)):
             if time.monotonic() > deadline:
-                raise HarnessError(f"QEMU has not reset the machine after {MONITOR_TIMEOUT} s")
+                raise QemuFailed(f"QEMU has not reset the machine after {MONITOR_TIMEOUT} s")
             time.sleep(0.002)
 
     def console_tail(self) -> str:

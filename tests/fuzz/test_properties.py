@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from harness.fuzz.properties import check_agent, check_whole
+from harness.fuzz.parsers import Stage
+from harness.fuzz.properties import check_agent, check_condition, check_units, check_whole, check_words, texts
 from harness.policy import Plan, evaluate_many
 
 SPECS: list[dict[str, Any]] = [
@@ -116,3 +118,82 @@ def test_a_broken_plan_is_noticed(data: Data, change: Callable[[Data], None]) ->
     change(data)
     with pytest.raises(AssertionError):
         check(data)
+
+
+# ---- what is rendered is broken once: plan and file no longer say the same
+
+
+@pytest.fixture
+def plan(data: Data) -> Plan:
+    return msgspec.convert(data, Plan)
+
+
+def broken(text: str, old: str, new: str) -> str:
+    assert old in text, text
+    return text.replace(old, new, 1)
+
+
+def test_scripts_and_units_as_they_should_be_pass(plan: Plan, tmp_path: Path) -> None:
+    files = texts(plan)
+    check_units(plan, units_of(files))
+    for agent in plan.agents.values():
+        (tmp_path / agent.name).mkdir()
+        check_words(Stage(tmp_path / agent.name), agent, files[f"agents/{agent.name}/start"])
+    check_condition(tmp_path, plan.agents["a"], files["agents/a/condition"])
+
+
+def units_of(files: dict[str, str]) -> dict[str, str]:
+    return {path.removeprefix("units/"): text for path, text in files.items() if path.startswith("units/")}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("target=/var/lib/hermes-a ", "target=/var/lib "),
+        ("target=/var/lib/hermes-a/config.yaml,readonly", "target=/var/lib/hermes-a/config.yaml"),
+        ("--subnet=10.", "--subnet=11."),
+        ("--network=hermes-a", "--network=hermes-b"),
+        ("--user=", "--user=0"),
+        ("--read-only", "--init"),
+        ("setquota -u ", "setquota -u 1"),
+        ("--clear-groups", "--keep-groups"),
+        ("docker rm --force hermes-a", "docker rm --force hermes-b"),
+        ('[ "$found" != "$wanted" ]', "false"),
+        ('[ "$found" != "$wanted" ]', "true"),
+        ("exec docker run", "docker ps; exec docker run"),
+    ],
+)
+def test_a_broken_start_script_is_noticed(plan: Plan, tmp_path: Path, old: str, new: str) -> None:
+    script = broken(texts(plan)["agents/a/start"], old, new)
+    with pytest.raises(AssertionError):
+        check_words(Stage(tmp_path), plan.agents["a"], script)
+
+
+@pytest.mark.parametrize(
+    ("unit", "old", "new"),
+    [
+        ("docker-hermes-a.service", "Requires=", "Wants="),
+        ("docker-hermes-a.service", "nftables.service ", ""),
+        ("docker-hermes-a.service", "ExecCondition=", "ExecStartPre="),
+        ("docker-hermes-a.service", "agents/a/start", "agents/b/start"),
+        ("docker-hermes-a.service", "Restart=always", "Restart=no"),
+        ("docker-hermes-a.service", "StartLimitIntervalSec=0", "StartLimitIntervalSec=10"),
+        ("docker-hermes-a.service", "Type=exec", "Type=exec\nUser=nobody"),
+        ("tentaflake.target", "Wants=docker-hermes-a.service\n", ""),
+        ("hermes-auditd.service", "NoNewPrivileges=yes\n", ""),
+    ],
+)
+def test_a_broken_unit_is_noticed(plan: Plan, unit: str, old: str, new: str) -> None:
+    found = units_of(texts(plan))
+    found[unit] = broken(found[unit], old, new)
+    with pytest.raises(AssertionError):
+        check_units(plan, found)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("exit 1", "exit 0"), ("[ -e", "[ ! -e"), ("||", "||:||"), ("secret k", "secret"), (">&2", "")]
+)
+def test_a_broken_condition_is_noticed(plan: Plan, tmp_path: Path, old: str, new: str) -> None:
+    script = broken(texts(plan)["agents/a/condition"], old, new)
+    with pytest.raises(AssertionError):
+        check_condition(tmp_path, plan.agents["a"], script)

@@ -108,6 +108,37 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         evaluate(tmp_path / "none.nix")
 
 
+WHOLE = {
+    "a.nix": '{ agents = [ { name = "a"; } ]; host.name = "own"; }',
+    "b.nix": '{ mkHermesAgent }: { agents = [ (mkHermesAgent { name = "a"; }) ]; host.name = "own"; }',
+    "c.nix": 'arguments: { agents = { mkHermesAgent }: [ { name = "a"; } ]; host = { name = "own"; }; }',
+    "d.json": '{"agents": [{"name": "a"}], "host": {"name": "own"}}',
+}
+
+
+@pytest.mark.parametrize(("name", "text"), WHOLE.items(), ids=WHOLE.keys())
+def test_a_file_may_hold_a_whole_host(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    [plan] = evaluate_many([[{"name": "a"}]], [{"name": "own"}])
+    assert isinstance(plan, Plan)
+    # Its own settings are in force, and none of those that are given.
+    assert evaluate(tmp_path / name, host={"name": "other", "allowedTCPPorts": [80]}).to_json() == plan.to_json()
+
+
+def test_a_file_without_settings_has_those_that_are_given(tmp_path: Path) -> None:
+    for name, text in (("a.nix", '{ agents = [ { name = "a"; } ]; }'), ("a.json", '{"agents": [{"name": "a"}]}')):
+        (tmp_path / name).write_text(text)
+        assert evaluate(tmp_path / name, host={"name": "other"}).host.name == "other"
+
+
+@pytest.mark.parametrize("text", ["{ agents = [ ]; hots = { }; }", '{"agents": [], "hots": {}}'])
+def test_a_whole_host_has_nothing_else(tmp_path: Path, text: str) -> None:
+    path = tmp_path / ("a.json" if '"' in text else "a.nix")
+    path.write_text(text)
+    with pytest.raises(PolicyError, match="hots: a file with agents in it may have host besides"):
+        evaluate(path)
+
+
 def test_one_broken_host_of_many_spoils_no_other() -> None:
     good, nul, bad = evaluate_many([[{"name": "a"}], [{"name": "\0"}], [{"name": "A"}]])
     assert isinstance(good, Plan)
