@@ -353,7 +353,7 @@ def test_the_guard_compares_what_is_loaded_with_what_was(configure: Evaluate, tm
 
 
 def test_an_agent_does_not_start_on_what_another_has_left(configure: Evaluate, tmp_path: Path) -> None:
-    """NixOS knows no agents but those of its configuration: the first thing that is looked at is whose the files are."""
+    """NixOS knows no agents but those of its configuration: so it looks first whose the files are."""
     config = configure(agents=[{"name": "a"}])
     agent = config["plan"]["agents"]["a"]
     check, *_ = service(config, agent)["serviceConfig"]["ExecStartPre"]
