@@ -587,6 +587,16 @@ def test_a_switch_that_is_asked_to_end_goes_back(
     assert signal.getsignal(number) == handler
 
 
+def test_a_switch_that_is_asked_to_end_while_it_writes_leaves_nothing(
+    model: Model, plans: tuple[PlanData, PlanData], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert switch(model, plans[0]) == 0
+    monkeypatch.setattr(os, "sync", lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert switch(model, plans[1]) == 1
+    assert "stopped by SIGINT\nnothing was changed" in capsys.readouterr().err
+    assert [path.name for path in (activate.ROOT / "generations").iterdir()] == ["1"]
+
+
 @pytest.fixture
 def states(model: Model, plans: tuple[PlanData, PlanData], monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """A file in the state directory of each agent, by name. Writer was removed."""
