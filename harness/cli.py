@@ -1,7 +1,8 @@
 """The command line: `harness --help` lists what it does.
 
 Exit codes: 0 all is well, 1 a claim or a property is broken, a mutant survives, a secret's file is not in order, or a
-switch has failed and the former host is in force, 2 it could not be tried (and why) or wrong usage.
+switch has failed and the former host is in force, 2 it could not be tried (and why) or wrong usage, 3 a switch is done,
+but for secrets that could not be decrypted.
 """
 
 import json
@@ -31,7 +32,7 @@ from harness.mutants import MUTANTS, find_mutant, mutants_of
 from harness.mutate import Hunt, list_table, print_hunt, run_mutants
 from harness.nixpkgs import find_nixpkgs, options_page
 from harness.plugin import REPOSITORY, hijack_stage, ssh_command
-from harness.policy import Plan, evaluate_flake, reference_plan
+from harness.policy import Plan, evaluate_flake, evaluate_specs, read_host, reference_plan
 from harness.progress import step
 from harness.report import EXIT_UNTRIED, Collector, Verdict, describe_machine, print_verdict, read_verdict
 
@@ -474,6 +475,13 @@ ToOption = Annotated[
 
 @app.command()
 def switch(
+    plan_file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A plan, as `harness plan --json` writes it, or agents as --agents takes them; - is standard input.",
+            metavar="PLAN",
+        ),
+    ] = None,
     agents: AgentsOption = None,
     flake: FlakeOption = None,
     to: ToOption = None,
@@ -481,25 +489,49 @@ def switch(
     guest: GuestOption = DEFAULTS.guest,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
-    """Switch a running host to these agents; those that do not change run on.
+    """Switch a running host to a plan, or to these agents; those that do not change run on.
 
-    If it fails, the former agents are back in force, and it exits with 1; so it does if it went well, but for secrets
-    that could not be decrypted. What a removed agent leaves is kept: see `harness purge`, and docs/deployment.md.
+    Exits 0 when done, 1 when it failed and the former agents are back in force, 2 when nothing was tried, 3 when it is
+    done but for secrets that could not be decrypted. What a removed agent leaves is kept: see `harness purge`, and
+    docs/deployment.md.
     """
+    plan, home = read_subject(plan_file, agents, flake)
     lab = Lab(settings(guest=guest, cache=cache))
-    remote, plan = deploy.find_remote(to, lab.cache), read_plan(agents, flake)
+    remote = deploy.find_remote(to, lab.cache)
     if remote.is_machine:
         plan = lab.adapt(plan)
         key = remote.run(f"cat {shlex.quote(plan.host.secrets_identity)}.pub", capture=True)
         files = canaries(plan, key.stdout.decode()) if plan.secrets else {}
     else:
-        files = deploy.read_files(plan, root or home_of(agents, flake))
+        files = deploy.read_files(plan, root or home)
+    tell(f"switching {remote.name} to {len(plan.agents)} agent{'' if len(plan.agents) == 1 else 's'}")
     exit_as(deploy.switch(remote, plan, files))
 
 
+def read_subject(plan_file: Path | None, agents: Path | None, flake: str | None) -> tuple[Plan, Path]:
+    """The plan that a file or the options name, and the directory that the files of its secrets are relative to."""
+    if plan_file is None:
+        return read_plan(agents, flake), home_of(agents, flake)
+    if agents or flake:
+        raise HarnessError(f"{plan_file} and --{'agents' if agents else 'flake'} exclude each other", hint="give one")
+    if plan_file.suffix == ".nix":
+        return reference_plan(plan_file), plan_file.parent
+    found = deploy.read_plan_file(plan_file)
+    if isinstance(found, list):
+        found = evaluate_specs(found, host=read_host(REPOSITORY / "host.nix"))
+    return found, Path() if str(plan_file) == "-" else plan_file.parent
+
+
+def tell(text: str) -> None:
+    """Say on a terminal what takes a while. No moving line: ssh may ask for a password there."""
+    console = Console(stderr=True, highlight=False, emoji=False)
+    if console.is_terminal:
+        console.print(f"{text} ...", markup=False)
+
+
 def exit_as(code: int) -> NoReturn:
-    """Exit as activate.py did, in terms of this command: its 3 is a secret that is not in order."""
-    raise typer.Exit({0: 0, 2: EXIT_UNTRIED}.get(code, 1))
+    """Exit as activate.py did: its codes are this command's too; any other is a failure."""
+    raise typer.Exit(code if code in (0, EXIT_UNTRIED, 3) else 1)
 
 
 @app.command()
@@ -508,15 +540,21 @@ def rollback(
     to: ToOption = None,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
-    """Switch a host back to agents that it had before; `harness generations` lists them."""
+    """Switch a host back to agents that it had before; `harness generations` lists them. Exits as `harness switch`."""
     remote = deploy.find_remote(to, Lab(settings(cache=cache)).cache)
+    tell(f"rolling {remote.name} back to generation {'before the current one' if number is None else number}")
     exit_as(deploy.activate(remote, "rollback", *([] if number is None else [str(number)])))
 
 
 @app.command()
-def generations(to: ToOption = None, cache: CacheOption = DEFAULTS.cache) -> None:
+def generations(
+    to: ToOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
     """List the agents that a host had, switch by switch; the current ones are marked."""
-    exit_as(deploy.activate(deploy.find_remote(to, Lab(settings(cache=cache)).cache), "generations"))
+    remote = deploy.find_remote(to, Lab(settings(cache=cache)).cache)
+    exit_as(deploy.activate(remote, "generations", *(["--json"] if as_json else [])))
 
 
 @app.command()
@@ -532,7 +570,9 @@ def purge(
     """
     remote = deploy.find_remote(to, Lab(settings(cache=cache)).cache)
     if name is not None and not yes:
-        typer.confirm(f"Delete the state of {name} on {remote.name} for good?", abort=True)
+        if code := deploy.activate(remote, "purge", "--show", "--", name):
+            exit_as(code)
+        typer.confirm(f"Delete that on {remote.name} for good?", abort=True)
     exit_as(deploy.activate(remote, "purge", *([] if name is None else ["--yes", "--", name])))
 
 

@@ -4,11 +4,14 @@ A host is one on which ``harness/guests/activate.py`` is installed, or the machi
 the way in to it in its run directory. NixOS has ``nixos-rebuild`` for this.
 """
 
+import json
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -22,6 +25,12 @@ WAY_IN = "ssh.json"
 """In a run directory: how to get into the machine by SSH."""
 NO_PROGRAM = 90
 """The exit code of a remote command for want of the activation program; ssh's own is 255."""
+NO_ROOT = 91
+"""Likewise where the login is not root's, and sudo does not let it be root without a password."""
+AS_ROOT = """
+if [ "$(id -u)" = 0 ]; then exec sh -c {script}; fi
+sudo -n sh -c : 2> /dev/null || exit {no_root}
+exec sudo -n sh -c {script}"""
 
 
 class WayIn(msgspec.Struct, frozen=True):
@@ -62,18 +71,28 @@ class Remote:
     def run(self, script: str, stdin: bytes = b"", *, capture: bool = False) -> subprocess.CompletedProcess[bytes]:
         """Run a shell script there as root, by sudo where the login is not root's; what it says is shown.
 
-        Raises ``HarnessError`` if the host cannot be reached, or lacks the activation program.
+        Raises ``HarnessError`` if the host cannot be reached, does not let us be root, or lacks the activation program.
         """
         quoted = shlex.quote(f"[ -x {ACTIVATION} ] || exit {NO_PROGRAM}\n{script}")
-        command = f'if [ "$(id -u)" = 0 ]; then exec sh -c {quoted}; else exec sudo -n sh -c {quoted}; fi'
+        command = f"sh -c {shlex.quote(AS_ROOT.format(script=quoted, no_root=NO_ROOT))}"
         try:
             done = subprocess.run(
                 [*self.ssh, command], input=stdin, stdout=subprocess.PIPE if capture else None, check=False
             )
         except FileNotFoundError:
             raise HarnessError("ssh is not installed", hint="apt-get install openssh-client, or run ci/setup") from None
+        except KeyboardInterrupt:
+            raise HarnessError(
+                f"interrupted: the connection is closed, but what was begun on {self.name} goes on there",
+                hint="harness generations shows what came of it, and harness rollback undoes it",
+            ) from None
         if done.returncode == 255:
             raise HarnessError(f"{self.name} cannot be reached", hint=f"try it by itself: {shlex.join(self.ssh)}")
+        if done.returncode == NO_ROOT:
+            raise HarnessError(
+                f"{self.name}: the login is not root's, and sudo does not make it root without a password",
+                hint="log in as root (--to root@HOST), or allow that login sudo without one (NOPASSWD in sudoers(5))",
+            )
         if done.returncode == NO_PROGRAM:
             raise HarnessError(
                 f"{self.name} has no {ACTIVATION}",
@@ -97,6 +116,29 @@ def find_remote(to: str | None, cache: Cache) -> Remote:
         )
     way_in = msgspec.json.decode(found[0].read_bytes(), type=WayIn)
     return Remote("the machine of harness shell", tuple(way_in.command()), is_machine=True)
+
+
+def read_plan_file(file: Path) -> Plan | list[Any]:
+    """What is in a JSON file, or for ``-`` on standard input: a plan as ``harness plan --json`` writes it, or specs.
+
+    Raises ``HarnessError``.
+    """
+    what = "standard input" if str(file) == "-" else str(file)
+    try:
+        data = json.loads(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise HarnessError(f"{what} cannot be read as a plan: {error}", hint=PLAN_HINT) from None
+    if isinstance(data, list):
+        return data
+    if not isinstance(data, dict) or "version" not in data:
+        raise HarnessError(f"{what} is neither a plan nor a list of agents", hint=PLAN_HINT)
+    try:
+        return msgspec.convert(data, Plan)
+    except msgspec.ValidationError as error:
+        raise HarnessError(f"{what} is no plan that this harness knows: {error}", hint=PLAN_HINT) from None
+
+
+PLAN_HINT = "harness plan --json > plan.json writes one; agents are an agents.nix, or a JSON list of specs"
 
 
 def read_files(plan: Plan, root: Path) -> dict[str, bytes]:

@@ -91,6 +91,27 @@ let
           exit 1
         }'';
 
+  # Before anything of the agent: a directory that another agent has left is not this one's, though systemd-tmpfiles has given
+  # it the directory itself by now. What is root's, as lost+found, does not matter.
+  checkState =
+    agent:
+    let
+      reason =
+        "agent ${agent.name}: ${agent.stateDir} holds what is another user's, as an agent that was removed leaves it: "
+        + "delete that, give it away with chown -R, or choose another stateDir";
+    in
+    pkgs.writeShellApplication {
+      name = "check-state-${agent.user}";
+      runtimeInputs = [ pkgs.findutils ];
+      text = ''
+        strange=$(find ${lib.escapeShellArg agent.stateDir} -mindepth 1 -maxdepth 1 ! -uid 0 ! -uid ${toString agent.uid} -print -quit)
+        [ -z "$strange" ] || {
+          echo ${lib.escapeShellArg reason} >&2
+          exit 1
+        }
+      '';
+    };
+
   # Before the container, behind what oci-containers does: that has removed a former one, which may be in another network.
   prepare =
     agent:
@@ -128,7 +149,10 @@ let
       # The container keeps the file that it was started with.
       restartTriggers = [ config.environment.etc.${etcName agent}.source ];
       serviceConfig = {
-        ExecStartPre = lib.mkAfter [ (lib.getExe (prepare agent)) ];
+        ExecStartPre = lib.mkMerge [
+          (lib.mkBefore [ (lib.getExe (checkState agent)) ])
+          (lib.mkAfter [ (lib.getExe (prepare agent)) ])
+        ];
         Restart = agent.service.restart;
         RestartSec = agent.service.restartSec;
       };

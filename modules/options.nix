@@ -188,7 +188,10 @@ let
         default = defaults.agent.stateDir;
         defaultText = lib.literalExpression ''"/var/lib/hermes-''${name}"'';
         example = "/var/lib/agents/coding";
-        description = "The agent's home, all that it can write and all that outlives its container. Below `/var/lib`.";
+        description = ''
+          The agent's home, all that it can write and all that outlives its container. Below `/var/lib`. It stays when the
+          agent is taken out: delete it (`rm -rf`) before another agent is given that directory, one around it or one in it.
+        '';
       };
       uid = lib.mkOption {
         type = types.nullOr types.ints.positive;
@@ -274,7 +277,8 @@ in
       };
       description = ''
         The agents of this host by name. A name has 1 to 24 lower-case letters, digits and dashes; the user, the group and
-        the container of an agent are called `hermes-NAME`.
+        the container of an agent are called `hermes-NAME`. One that is taken out leaves its state directory, 0700 under a
+        uid that no user has any more: `rm -rf` deletes it for good, before another agent is given that uid or directory.
       '';
     };
 

@@ -4,8 +4,9 @@
     activate.py switch PLAN.json|- [--files DIR]
                                        write a new generation and switch to it
     activate.py rollback [N]           switch to generation N (default: the one before the current)
-    activate.py generations            list those that are kept, the current one marked
-    activate.py purge [NAME] [--yes]   delete the state of a removed agent (without NAME: list those that have some)
+    activate.py generations [--json]   list those that are kept, the current one marked
+    activate.py purge [NAME] [--yes]   delete the state of a removed agent (without NAME: list those that have some;
+                                       with --show: only say what would be deleted)
     activate.py recover                go back, if a switch was killed
     activate.py wait                   wait until every agent of the current plan that starts by itself runs
     activate.py secrets                decrypt the secrets of the current generation, as is done at boot
@@ -26,8 +27,8 @@ At boot, ``tentaflake.generation=N`` on the kernel's command line is a rollback 
 Secrets are decrypted into agenix's layout, and only there: /run/agenix is a link to a directory in the ramfs
 /run/agenix.d. One that cannot be decrypted keeps its old value; an agent that then lacks one does not start.
 
-Exit codes: 0 done; 1 failed, the former generation is in force; 2 wrong usage or a plan that cannot be read;
-3 done, but for secrets that could not be decrypted.
+Exit codes: 0 done; 1 failed, the former generation is in force; 2 wrong usage or a plan that cannot be read, and
+nothing was tried; 3 done, but for secrets that could not be decrypted.
 """
 
 import argparse
@@ -47,7 +48,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import quote
 
 ROOT = Path("/var/lib/tentaflake")
@@ -429,10 +430,25 @@ def read_plan(number: int | None) -> dict[str, Any]:
 
 
 def write_generation(plan: dict[str, Any], files: Path) -> int:
-    """Write the next generation, whole or not at all; returns its number. ``files`` is where the age files are."""
+    """Write the next generation, whole or not at all; returns its number. ``files`` is where the age files are.
+
+    Raises ``Failed``: then nothing of it is left.
+    """
     number = max(written_generations(), default=0) + 1
     partial = ROOT / "generations" / f".{number}.partial"
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        fill_generation(partial, plan, files)
+        os.sync()
+        partial.rename(generation(number))
+    except (Failed, OSError, ValueError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise Failed(f"generation {number} cannot be written to {ROOT}: {error}\nnothing was changed") from error
+    return number
+
+
+def fill_generation(partial: Path, plan: dict[str, Any], files: Path) -> None:
+    """Write all that a generation is into a directory that is none yet."""
     for name, (mode, text) in render(plan).items():
         path = partial / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -443,9 +459,6 @@ def write_generation(plan: dict[str, Any], files: Path) -> int:
             path = partial / "secrets" / f"{name}.age"
             path.parent.mkdir(mode=0o700, exist_ok=True)
             shutil.copyfile(files / secret["file"], path)
-    os.sync()
-    partial.rename(generation(number))
-    return number
 
 
 def flip(number: int | None) -> None:
@@ -502,12 +515,26 @@ def finish() -> None:
             shutil.rmtree(generation(other), ignore_errors=True)
 
 
-def describe_generations() -> Iterator[str]:
+def list_generations() -> list[dict[str, Any]]:
+    """Those that are kept: number, whether it is in force, since when (None: its switch is under way), its agents."""
+    found = []
     for number in generations():
         stamp = generation(number) / "switched"
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp.stat().st_mtime)) if stamp.exists() else "under way"
-        agents = " ".join(read_plan(number)["agents"]) or "no agents"
-        yield f"{number:4} {'current' if number == current_generation() else '':7}  {when:16}  {agents}"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(stamp.stat().st_mtime)) if stamp.exists() else None
+        is_current, agents = number == current_generation(), list(read_plan(number)["agents"])
+        found.append({"number": number, "current": is_current, "switched": when, "agents": agents})
+    return found
+
+
+def describe_generations() -> Iterator[str]:
+    """The same for a person, with a heading."""
+    if found := list_generations():
+        yield f"{'NUMBER':6}  {'':7}  {'SWITCHED TO':16}  AGENTS"
+    else:
+        yield "no generation yet: nothing was switched to"
+    for each in found:
+        mark, agents = "current" if each["current"] else "", " ".join(each["agents"]) or "no agents"
+        yield f"{each['number']:6}  {mark:7}  {each['switched'] or 'under way':16}  {agents}"
 
 
 # --- agents that were removed ----------------------------------------------------------------------------
@@ -549,13 +576,33 @@ def check_kept_state(plan: dict[str, Any]) -> None:
     """Nobody inherits what a removed agent has left, by its uid or by its directory; raises ``Failed``."""
     for kept in kept_agents(plan):
         for agent in plan["agents"].values():
-            for what in ("uid", "stateDir"):
-                if agent[what] == kept[what]:
-                    raise Failed(
-                        f"agent {agent['name']} has the {what} {agent[what]} of an agent that is no more, and whose "
-                        f"state is kept: {kept['name']}, uid {kept['uid']}, {kept['stateDir']}. Choose another {what}, "
-                        f"or delete that state: activate.py purge {kept['name']}. Or give it away: chown -R"
-                    )
+            if how := inherits(agent, kept):
+                raise Failed(
+                    f"agent {agent['name']} has the {how} that of an agent that is no more, and whose state is kept: "
+                    f"{kept['name']}, uid {kept['uid']}, {kept['stateDir']}. Choose another {how.partition(' ')[0]}, "
+                    f"or delete that state: {purge_command(kept['name'])}. Or give it away: chown -R"
+                )
+
+
+def inherits(agent: dict[str, Any], kept: dict[str, Any]) -> str | None:
+    """By what an agent would have what another left, if so: the field, its value, and what that is to the other's.
+
+    Who owns a directory can rename and delete what is directly in it, whoever owns that.
+    """
+    mine, theirs = Path(agent["stateDir"]), Path(kept["stateDir"])
+    if agent["uid"] == kept["uid"]:
+        return f"uid {agent['uid']}, which is"
+    if mine == theirs:
+        return f"stateDir {mine}, which is"
+    if theirs.is_relative_to(mine):
+        return f"stateDir {mine}, which encloses"
+    if mine.is_relative_to(theirs):
+        return f"stateDir {mine}, which lies inside"
+    return None
+
+
+def purge_command(name: str) -> str:
+    return f"`harness purge {name}`, or on this host `activate.py purge {name}`"
 
 
 def tidy(number: int | None) -> None:
@@ -590,14 +637,13 @@ def remove_user(user: str) -> None:
     run("userdel", user)  # and its group (USERGROUPS_ENAB in login.defs(5))
 
 
-def purge(name: str | None, *, yes: bool) -> int:
-    """Delete the state of a removed agent; returns the exit code."""
+def purge(name: str | None, *, yes: bool, show: bool) -> int:
+    """Delete the state of a removed agent, or ``show`` what that would be; returns the exit code."""
     plan = read_plan(current_generation())
     kept = kept_agents(plan)
     if name is None:
-        for agent in kept:
-            print(f"{agent['name']}  {agent['stateDir']}  uid {agent['uid']}")
-        print("delete one for good: activate.py purge NAME" if kept else "no removed agent has any state here")
+        print(*map(describe_kept, kept), sep="\n", end="\n" if kept else "")
+        print(f"delete one for good: {purge_command('NAME')}" if kept else "no removed agent has any state here")
         return 0
     wanted = [agent for agent in kept if agent["name"] == name]
     if unfinished():
@@ -605,10 +651,15 @@ def purge(name: str | None, *, yes: bool) -> int:
     if name in plan["agents"] and not wanted:
         return refuse(f"agent {name} is in the current plan: switch to one without it first")
     if not wanted:
-        return refuse(f"no removed agent {name} has any state here; activate.py purge lists those that have")
+        return refuse(
+            f"no removed agent {name!r} has any state here; {likely(name, [agent['name'] for agent in kept])}"
+        )
     directories = {agent["stateDir"] for agent in wanted}
     if shared := {agent["stateDir"] for agent in plan["agents"].values()} & directories:
         return refuse(f"{shared.pop()} is an agent's of the current plan")
+    if show:
+        print(*map(describe_kept, wanted), sep="\n")
+        return 0
     if not yes:
         if not sys.stdin.isatty():
             return refuse("nobody to ask: --yes deletes without a question")
@@ -621,8 +672,20 @@ def purge(name: str | None, *, yes: bool) -> int:
     return 0
 
 
+def describe_kept(agent: dict[str, Any]) -> str:
+    return f"{agent['name']}  {agent['stateDir']}  uid {agent['uid']}"
+
+
+def likely(name: str, names: list[str]) -> str:
+    """What somebody may have meant who wrote ``name`` in place of one of these."""
+    import difflib  # takes its time, and is seldom needed
+
+    found = [each for each in names if name and each.startswith(name)] or difflib.get_close_matches(name, names, 1)
+    return f"did you mean {found[0]}?" if found else f"there is that of {' '.join(names) or 'nobody'}"
+
+
 def refuse(why: str) -> int:
-    print(f"activate: {why}", file=sys.stderr)
+    complain([why])
     return 2
 
 
@@ -739,9 +802,18 @@ def restore_secrets() -> int:
     return 3 if problems else 0
 
 
-def complain(problems: list[str]) -> None:
+def complain(problems: Iterable[str]) -> None:
     for problem in problems:
-        print(f"activate: {problem}", file=sys.stderr)
+        say(f"activate: {problem}", sys.stderr)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print at once. That nobody listens any more, as when the connection is gone, is no reason to stop half way."""
+    stream = stream or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def lacks_secret(agent: dict[str, Any]) -> bool:
@@ -894,6 +966,7 @@ def switch_to(number: int, mixed: Sequence[int | None]) -> bool:
 
     same = {name for name in new if is_same(name)}
     old = {name: agent for former in formers for name, agent in former["agents"].items()}
+    say(f"to generation {number}: {changes(old, new, same)}")
     stop_units([agent for name, agent in old.items() if name not in same])
     service_problems = stop_services(plan, formers)
     tidy(number)
@@ -911,6 +984,18 @@ def switch_to(number: int, mixed: Sequence[int | None]) -> bool:
     wait_running(number)
     complain(problems)
     return not problems
+
+
+def changes(old: Iterable[str], new: Iterable[str], same: Iterable[str]) -> str:
+    """In a line: which agents a switch adds, removes, changes and keeps."""
+    before, after, kept = set(old), set(new), set(same)
+    parts = {
+        "adds": after - before,
+        "removes": before - after,
+        "changes": (after & before) - kept,
+        "keeps": kept,
+    }
+    return "; ".join(f"{verb} {' '.join(sorted(names))}" for verb, names in parts.items() if names) or "no agents"
 
 
 def switch_off(mixed: Sequence[int | None]) -> None:
@@ -1010,7 +1095,6 @@ def switch(number: int) -> bool:
 
     Returns whether all secrets could be decrypted.
     """
-    check_kept_state(read_plan(number))
     mixed = unfinished() or [current_generation()]
     former = name_of(mixed[0])
     with stoppable():
@@ -1068,7 +1152,7 @@ def recover() -> bool:
     mixed = unfinished()
     if mixed:
         go_back()
-        print(f"activate: a switch was killed; generation {name_of(mixed[0])} is in force")
+        say(f"activate: a switch was killed; generation {name_of(mixed[0])} is in force")
     return bool(mixed)
 
 
@@ -1130,7 +1214,46 @@ def load_plan(source: str) -> dict[str, Any] | str:
         return f"the plan cannot be read: {error}"
     if not isinstance(plan, dict) or plan.get("version") != PLAN_VERSION:
         return f"not a plan of version {PLAN_VERSION}"
+    if flaw := flaw_of(plan):
+        return f"not a whole plan of version {PLAN_VERSION}: {flaw}"
     return plan
+
+
+def flaw_of(plan: dict[str, Any]) -> str | None:
+    """What is wrong with a plan, or None: everything that a switch takes from it is looked for before it begins."""
+    try:
+        check_kinds(str, *(text for _, text in render(plan).values()))
+        init = plan["containerInit"]
+        check_kinds(str, plan["host"]["secretsIdentity"], init["path"], init["content"])
+        int(init["mode"], 8)
+        check_kinds(int, *(user["uid"] for user in plan["users"].values()))
+        for name, secret in plan["secrets"].items():
+            check_kinds(str, secret["file"])
+            check_kinds(int, *owner_of(plan, name))
+            int(secret["mode"], 8)
+        for agent in plan["agents"].values():
+            check_agent(plan, agent)
+    except KeyError as error:
+        return f"there is no {error}"
+    except (TypeError, AttributeError, ValueError) as error:
+        return f"a part of it is of another kind: {error}"
+    return None
+
+
+def check_agent(plan: dict[str, Any], agent: dict[str, Any]) -> None:
+    """Raises what reading a part of an agent raises that is not there, or of another kind."""
+    config = agent["config"]
+    check_kinds(str, agent["name"], agent["user"], agent["stateDir"], config["path"], config["user"], config["group"])
+    check_kinds(str, *(agent[part]["name"] for part in ("network", "container", "service")))
+    check_kinds(int, agent["uid"], agent["gid"], agent["autoStart"], int(config["mode"], 8))
+    for secret in agent["secrets"]:
+        check_kinds(str, secret["name"], secret["file"], secret["as"], plan["secrets"][secret["id"]]["file"])
+
+
+def check_kinds(kind: type, *values: Any) -> None:
+    for value in values:
+        if not isinstance(value, kind):
+            raise TypeError(f"{value!r} is not {kind.__name__}")
 
 
 def read_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -1141,10 +1264,12 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     forward.add_argument("--files", type=Path, default=Path(), help="where the age files are (default: here)")
     back = commands.add_parser("rollback", help="switch to a former generation")
     back.add_argument("number", type=int, nargs="?", help="default: the one before the current")
-    commands.add_parser("generations", help="list the generations that are kept")
+    listing = commands.add_parser("generations", help="list the generations that are kept")
+    listing.add_argument("--json", action="store_true", help="as JSON")
     delete = commands.add_parser("purge", help="delete the state of an agent that was removed")
     delete.add_argument("name", nargs="?", help="default: list those that have some")
     delete.add_argument("--yes", action="store_true", help="do not ask")
+    delete.add_argument("--show", action="store_true", help="only say what would be deleted")
     commands.add_parser("recover", help="go back, if a switch was killed")
     commands.add_parser("wait", help="wait until the agents of the current plan run")
     commands.add_parser("secrets", help="decrypt the secrets of the current generation")
@@ -1154,11 +1279,24 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     options = read_arguments(arguments)
-    if options.command == "secrets":  # without the lock: who waits for agents has it, and agents wait for this
-        return restore_secrets()
-    if options.command == "generations":
-        print(*describe_generations(), sep="\n")
-        return 0
+    try:
+        if options.command == "secrets":  # without the lock: who waits for agents has it, and agents wait for this
+            return restore_secrets()
+        if options.command == "generations":
+            print(json.dumps(list_generations(), indent=1) if options.json else "\n".join(describe_generations()))
+            return 0
+        return obey_alone(options)
+    except json.JSONDecodeError as error:
+        return refuse(f"a stored plan is not JSON: {error}")
+    except PermissionError as error:
+        return refuse(f"{error}: this is for root")
+    except (Failed, OSError) as error:
+        complain([str(error)])
+        return 1
+
+
+def obey_alone(options: argparse.Namespace) -> int:
+    """Do what is asked for when no other does anything; returns the exit code."""
     (ROOT / "generations").mkdir(parents=True, exist_ok=True)
     ROOT.chmod(0o700)
     with (ROOT / "lock").open("w") as lock:
@@ -1166,11 +1304,6 @@ def main(arguments: list[str]) -> int:
         _lock[:] = [lock.fileno()]
         try:
             return obey(options)
-        except json.JSONDecodeError as error:
-            return refuse(f"a stored plan is not JSON: {error}")
-        except Failed as error:
-            print(f"activate: {error}", file=sys.stderr)
-            return 1
         finally:
             _lock.clear()
 
@@ -1179,20 +1312,22 @@ def obey(options: argparse.Namespace) -> int:
     """Do what is asked for, with the lock held; returns the exit code."""
     complete = True
     if options.command == "purge":
-        return purge(options.name, yes=options.yes)
+        return purge(options.name, yes=options.yes, show=options.show)
     if options.command == "switch":
         plan = load_plan(options.plan)
         if isinstance(plan, str):
             return refuse(plan)
-        complete = switch(write_generation(plan, options.files))
-    elif options.command == "rollback":
-        now = (unfinished() or [current_generation()])[0]
-        earlier = [number for number in generations() if number < (now or 0)]
-        number = options.number or (earlier[-1] if earlier else 0)
-        if number not in generations():
-            kept = " ".join(map(str, generations())) or "none"
-            return refuse(f"there is no generation {number or 'before this one'}; kept are: {kept}")
+        check_kept_state(plan)
+        with stoppable():
+            number = write_generation(plan, options.files)
         complete = switch(number)
+    elif options.command == "rollback":
+        wanted: int | None = options.number if options.number is not None else earlier_generation()
+        if wanted is None or wanted not in generations():
+            kept = " ".join(map(str, generations())) or "none"
+            return refuse(f"there is no generation {'before this one' if wanted is None else wanted}; kept are: {kept}")
+        check_kept_state(read_plan(wanted))
+        complete = switch(wanted)
     elif options.command == "recover":
         recover()
         return 0
@@ -1201,8 +1336,14 @@ def obey(options: argparse.Namespace) -> int:
         return 0
     elif options.command == "wait":
         wait_running(current_generation())
-    print(*describe_generations(), sep="\n")
+    say("\n".join(describe_generations()))
     return 0 if complete else 3
+
+
+def earlier_generation() -> int | None:
+    """The one that is kept before what is in force, or was before a switch that was killed."""
+    now = (unfinished() or [current_generation()])[0]
+    return max((number for number in generations() if number < (now or 0)), default=None)
 
 
 if __name__ == "__main__":

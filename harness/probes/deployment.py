@@ -1,7 +1,9 @@
 """What of a host follows from its plan, and who runs: what a switch may change, and what not (X1 to X3)."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -15,7 +17,7 @@ from harness.probes.ways import find_ways
 from harness.vm.machine import Machine
 
 Snapshot = dict[str, list[str]]
-"""Lines by what they are about, sorted."""
+"""Lines by what they are about; sorted, where their order says nothing."""
 # What Docker answers on its socket: its own client takes seconds of processor time under emulation. It keeps some
 # lists, that of ulimits for one, in no order.
 DOCKER = """
@@ -57,7 +59,8 @@ QUESTIONS = {
     "groups": "getent group | grep ^hermes-",
     "table": f"nft --stateless list table inet tentaflake | awk '{STATIC}'",
     # Docker makes its chain for an administrator's rules, which we leave empty, when it makes a network, not at boot.
-    "Docker's rules": "{ iptables-save; ip6tables-save; } | grep ^-A | grep -v DOCKER-USER",
+    "Docker's rules": "for family in ip ip6; do ${family}tables-save | grep -v DOCKER-USER | "
+    "awk -v family=$family '/^\\*/ { table = $1 } /^-A/ { print family, table, $0 }'; done",
     "routing rules": "ip -4 rule; ip -6 rule",
     "bridges": "ip -o link show type bridge | awk '{print $2}'; ip -o -4 address show | awk '{print $2, $4}'",
     "generation": "cd /var/lib/tentaflake/current/ && find . -type f ! -name switched -exec sha256sum {} +; "
@@ -71,6 +74,8 @@ QUESTIONS = {
     "Docker's settings": "sha256sum /etc/docker/daemon.json /etc/tentaflake/container-init",
     "Docker": f"python3 -I -S -c {quote(DOCKER)}",
 }
+ORDERED = ("table", "Docker's rules")
+"""Where the first line that fits a packet decides."""
 HEAD = "======== "
 # Another process of the same number has another time of start, the 22nd field. The cgroup's name is the container's id.
 PROCESSES = """
@@ -86,22 +91,36 @@ def take_snapshot(host: Host) -> Snapshot:
     found: Snapshot = {}
     for part in text.split(HEAD)[1:]:
         name, _, said = part.partition("\n")
-        found[name] = sorted(line.strip() for line in said.splitlines() if line.strip())
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        found[name] = lines if name in ORDERED else sorted(lines)
+    found["Docker's rules"].sort(key=network_of_rule)
     for name in ("users", "table", "generation", "units"):
         if not found[name]:
             raise HarnessError(f"the snapshot of the host has nothing on {name}")
     return found
 
 
+def network_of_rule(line: str) -> tuple[list[str], list[str]]:
+    """The chain that a rule of iptables-save(8) is in, and the bridges and addresses that it is about.
+
+    Docker writes the networks' rules after each other in no order: what is about the same ones, or about none, keeps
+    its order.
+    """
+    words = line.split()
+    return words[:4], [word for flag, word in pairwise(words) if flag in ("-i", "-o", "-s", "-d")]
+
+
 def differences(before: Snapshot, after: Snapshot) -> list[str]:
-    """The lines that only one of the two has."""
-    return [
-        f"{sign} {name}: {line}"
-        for name in QUESTIONS
-        for sign, one, other in (("-", before, after), ("+", after, before))
-        for line in one[name]
-        if line not in other[name]
-    ]
+    """The lines that one of the two has more often, and the first that is in another place where order matters."""
+    found = []
+    for name in QUESTIONS:
+        one, other = Counter(before[name]), Counter(after[name])
+        found += [f"- {name}: {line}" for line in (one - other).elements()]
+        found += [f"+ {name}: {line}" for line in (other - one).elements()]
+        if one == other and before[name] != after[name]:
+            was, now = next(pair for pair in zip(before[name], after[name], strict=True) if pair[0] != pair[1])
+            found.append(f"~ {name}: {now}, where there was {was}")
+    return found
 
 
 def who_runs(host: Host, agents: Iterable[Agent]) -> dict[str, list[str]]:
@@ -133,6 +152,7 @@ def try_kept_state(kept: str, targets: dict[str, Target], attackers: Iterable[At
 
 KILLED_SWITCH = "/root/killed_switch.py"
 PLAN = "/root/plan.json"
+AGE_FILES = "/root/age-files"
 
 
 def kill_switch(machine: Machine, step: int | str) -> str | None:
@@ -140,7 +160,8 @@ def kill_switch(machine: Machine, step: int | str) -> str | None:
 
     Returns which one that is, or None if there is none, and all was done.
     """
-    done = machine.run(f"python3 {KILLED_SWITCH} {step} switch {PLAN}; echo $?", timeout=300).check()
+    switch = f"python3 {KILLED_SWITCH} {quote(str(step))} switch --files {AGE_FILES} {PLAN}"
+    done = machine.run(f"{switch}; echo $?", timeout=300).check()
     *said, code = done.text.splitlines()
     if code == "0":
         return None
@@ -156,7 +177,10 @@ def forbid_recovery(host: Host) -> None:
     host.check_output("systemctl daemon-reload")
 
 
-def prepare_kills(machine: Machine, plan: Plan) -> None:
-    """Have what ``kill_switch`` needs."""
+def prepare_kills(machine: Machine, plan: Plan, files: Mapping[str, bytes] | None = None) -> None:
+    """Have what ``kill_switch`` needs; ``files`` are the age files of the plan."""
     machine.put((Path(__file__).with_name("killed_switch.py")).read_bytes(), KILLED_SWITCH)
     machine.put(plan.to_json().encode(), PLAN, 0o600)
+    for name, data in (files or {}).items():
+        machine.run(["mkdir", "-p", str(Path(AGE_FILES, name).parent)]).check()
+        machine.put(data, f"{AGE_FILES}/{name}", 0o600)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.deploy import publish_way_in
 from harness.lab import Lab
-from harness.policy import Plan, specs_of
+from harness.policy import Plan, evaluate_specs, host_of, specs_of
 from harness.vm.machine import Machine
 
 Call = Callable[..., int]
@@ -21,8 +21,8 @@ def call(machine: Machine, lab: Lab) -> Call:
     """Runs a command about this machine; returns its exit code."""
     publish_way_in(machine)
 
-    def call(*arguments: str) -> int:
-        done = CliRunner().invoke(app, [*arguments, "--cache", str(lab.cache.root)])
+    def call(*arguments: str, given: str = "") -> int:
+        done = CliRunner().invoke(app, [*arguments, "--cache", str(lab.cache.root)], input=given)
         assert done.exception is None or isinstance(done.exception, SystemExit), done.output
         return done.exit_code
 
@@ -35,6 +35,7 @@ def test_a_machine_is_switched_and_rolled_back_from_another_terminal(
     agents, host = tmp_path / "agents.json", machine.host
     agents.write_text(json.dumps([*specs_of(plan), {"name": "idle", "autoStart": False}]))
     assert call("switch", "--agents", str(agents)) == 0
+    assert "adds idle; keeps " in capfd.readouterr().out
     assert host.user("hermes-idle").exists
     assert call("rollback") == 0
     assert not host.user("hermes-idle").exists
@@ -43,7 +44,25 @@ def test_a_machine_is_switched_and_rolled_back_from_another_terminal(
     listing = capfd.readouterr().out.splitlines()
     assert [line.split()[1] == "current" for line in listing][-2:] == [True, False]
     assert listing[-1].endswith(" ".join(sorted([*plan.agents, "idle"])))
-    assert call("purge", "idle", "--yes") == 0
+    assert call("purge", "id") == 2
+    assert "did you mean idle?" in capfd.readouterr().err
+    assert call("purge", "idle", given="y\n") == 0
+    assert "idle  /var/lib/hermes-idle  uid" in capfd.readouterr().out
     assert not host.file("/var/lib/hermes-idle").exists
     assert call("purge", next(iter(plan.agents)), "--yes") == 2
     assert call("rollback", "99") == 2
+
+
+def test_a_machine_is_switched_to_a_plan_that_was_written_before(
+    machine: Machine, call: Call, plan: Plan, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whose agents are those that run, and one that is idle; what is no plan changes nothing."""
+    idle = evaluate_specs([*specs_of(plan), {"name": "idle", "autoStart": False}], host=host_of(plan))
+    file = tmp_path / "plan.json"
+    file.write_text(idle.to_json())
+    assert call("switch", str(file)) == 0
+    assert machine.host.user("hermes-idle").exists
+    assert call("generations", "--json") == 0
+    shown = capfd.readouterr().out
+    *_, last = json.loads(shown[shown.rindex("\n[") :])
+    assert last["current"] and last["agents"] == sorted([*plan.agents, "idle"])

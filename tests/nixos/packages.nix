@@ -12,6 +12,7 @@ let
     "coreutils"
     "diffutils"
     "docker"
+    "findutils"
     "iproute2"
     "linuxquota"
     "nftables"

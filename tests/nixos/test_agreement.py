@@ -350,3 +350,18 @@ def test_the_guard_compares_what_is_loaded_with_what_was(configure: Evaluate, tm
     assert run(services["tentaflake-guard"]["script"]) == ""
     rules.write_text("table inet tentaflake { }\n")
     assert run(services["tentaflake-guard"]["script"]) == "reload-or-restart nftables.service"
+
+
+def test_an_agent_does_not_start_on_what_another_has_left(configure: Evaluate, tmp_path: Path) -> None:
+    """NixOS knows no agents but those of its configuration: so it looks first whose the files are."""
+    config = configure(agents=[{"name": "a"}])
+    agent = config["plan"]["agents"]["a"]
+    check, *_ = service(config, agent)["serviceConfig"]["ExecStartPre"]
+    (tmp_path / "left").touch()
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "left", 4711, 4711)  # root's own files do not matter
+    refusing = script(check).replace(agent["stateDir"], str(tmp_path))
+    done = subprocess.run(["sh", "-euc", refusing], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and f"agent a: {tmp_path} holds what is another user's" in done.stderr
+    own = refusing.replace(str(agent["uid"]), str((tmp_path / "left").stat().st_uid))
+    assert subprocess.run(["sh", "-euc", own], check=False).returncode == 0

@@ -1,16 +1,19 @@
 """The activation program: what it writes from a plan, however hostile, and what a failed switch leaves."""
 
 import copy
+import errno
 import io
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -18,7 +21,7 @@ from hypothesis import strategies as st
 
 from harness.fuzz.parsers import Stage
 from harness.guests import activate
-from harness.policy import reference_plan
+from harness.policy import evaluate_specs, reference_plan
 from harness.strategies import hostile
 from tests.unit.support import PROPERTY
 
@@ -33,6 +36,15 @@ def plan() -> PlanData:
     data["secrets"] = {}  # test_activate_secrets.py has them
     for agent in data["agents"].values():
         agent["secrets"] = []
+    return data
+
+
+@pytest.fixture(scope="module")
+def whole() -> PlanData:
+    """A smaller one: of one agent, with a secret that nobody can decrypt."""
+    data: PlanData = json.loads(
+        evaluate_specs([{"name": "one", "secrets": [{"name": "key", "file": "k.age"}]}]).to_json()
+    )
     return data
 
 
@@ -366,9 +378,24 @@ def test_generations_are_readable_by_root_only(switch: Switch, plan: PlanData, r
 
 
 def test_a_generation_that_can_not_be_written_is_not_there(root: Path, plan: PlanData) -> None:
-    with pytest.raises(UnicodeEncodeError):
+    with pytest.raises(activate.Failed, match="surrogates not allowed"):
         activate.write_generation(with_command(plan, "writer", "\ud800"), root)
-    assert activate.generations() == []
+    assert list((root / "generations").iterdir()) == []
+
+
+def test_a_full_disk_is_said_in_one_sentence_and_nothing_is_left(
+    switch: Switch, plan: PlanData, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert switch(plan) == 0
+    capsys.readouterr()
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "sync", Mock(side_effect=full))
+        assert switch(plan) == 1
+    said = capsys.readouterr().err
+    assert said == f"activate: generation 2 cannot be written to {root}: {full}\nnothing was changed\n"
+    assert [path.name for path in (root / "generations").iterdir()] == ["1"]
+    assert switch(plan) == 0
 
 
 def test_what_a_killed_writer_left_is_not_in_the_next_generation(root: Path, plan: PlanData) -> None:
@@ -390,6 +417,17 @@ def test_a_rollback_to_nowhere_is_a_wrong_usage(switch: Switch, plan: PlanData) 
     switch(plan)
     assert activate.main(["rollback"]) == 2
     assert activate.current_generation() == 1
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_a_rollback_to_no_number_of_a_generation_is_refused(
+    switch: Switch, plan: PlanData, capsys: pytest.CaptureFixture[str], number: str
+) -> None:
+    switch(plan)
+    switch(plan)
+    assert activate.main(["rollback", number]) == 2
+    assert capsys.readouterr().err == f"activate: there is no generation {number}; kept are: 1 2\n"
+    assert activate.current_generation() == 2
 
 
 def test_agents_that_stay_the_same_are_not_touched(switch: Switch, plan: PlanData, host: Host) -> None:
@@ -516,6 +554,45 @@ def test_what_is_no_plan_of_this_version_is_refused_in_one_sentence(
     assert switch(plan) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert activate.generations() == []
+
+
+def parts_of(data: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where in the plan something is: the up to four keys that lead there."""
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data if isinstance(data, list) else []):
+        yield (*above, key)
+        if len(above) < 3:
+            yield from parts_of(value, (*above, key))
+
+
+def damaged(plan: PlanData, part: tuple[Any, ...], value: Any) -> PlanData:
+    """A copy of the plan in which a part has another value, or for ``...`` is not there."""
+    *above, last = part
+    other = copy.deepcopy(plan)
+    inner: Any = other
+    for key in above:
+        inner = inner[key]
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+    return other
+
+
+@pytest.mark.parametrize("value", [..., ["of another kind"]], ids=repr)
+def test_a_plan_with_a_part_missing_or_of_another_kind_is_refused_in_one_sentence(
+    switch: Switch, whole: PlanData, host: Host, capsys: pytest.CaptureFixture[str], value: Any
+) -> None:
+    """Or that part is one that a host can do without. Nothing is done half, and nothing is left."""
+    assert switch(whole) == 3
+    refused = 0
+    for part in parts_of(whole):
+        capsys.readouterr()
+        written, code = activate.written_generations(), switch(damaged(whole, part, value))
+        assert code in (0, 2, 3), part
+        if code == 2:
+            refused += 1
+            assert (capsys.readouterr().err.count("\n"), activate.written_generations()) == (1, written), part
+    assert refused > 40
 
 
 def test_a_plan_that_is_not_there_is_refused_in_one_sentence(host: Host, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,11 @@ class Model:
         for function in (self.run, self.stop_units, self.uid_of, self.remove_user, self.remove_networks):
             monkeypatch.setattr(activate, function.__name__, function)
         monkeypatch.setattr(activate, "wait_running", lambda number: None)
+        # The value of a secret is its file's name. All files here are this test's own.
+        monkeypatch.setattr(activate, "decrypt", lambda number, plan, name: plan["secrets"][name]["file"].encode())
+        monkeypatch.setattr(activate, "owner_of", lambda plan, name: (os.getuid(), os.getgid()))
+        present = activate.present_value
+        monkeypatch.setattr(activate, "present_value", lambda name, uid: present(name, os.getuid()))
         monkeypatch.setattr(os, "sync", lambda: None)
         monkeypatch.setattr(os, "fsync", lambda _: None)
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a real command"))
@@ -156,10 +161,11 @@ class Model:
     def state(self) -> dict[str, str]:
         """All of the host that follows from a plan, file by file; not agents' state, nor files half written."""
         found = {"current": activate._text(activate.CURRENT / "plan.json"), "switching": str(activate.unfinished())}
-        for name in ("running", "users", "networks", "docker", "etc", "units", "table"):
+        for name in ("running", "users", "networks", "docker", "etc", "units", "table", "agenix"):
             path = self.root / name
-            for file in [path] if path.is_file() else sorted(path.rglob("[!.]*")):
-                found[str(file.relative_to(self.root))] = file.read_text() if file.is_file() else "directory"
+            for file in [path] if path.is_file() else sorted(path.resolve().rglob("[!.]*")):
+                place = f"{name}/{file.relative_to(path.resolve())}".removesuffix("/.")
+                found[place] = file.read_text() if file.is_file() else "directory"
         return found
 
 
@@ -171,9 +177,6 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
 @pytest.fixture(scope="module")
 def reference() -> PlanData:
     data: PlanData = json.loads(reference_plan().to_json())
-    data["secrets"] = {}  # test_activate_secrets.py has them
-    for agent in data["agents"].values():
-        agent["secrets"] = []
     return data
 
 
@@ -183,6 +186,8 @@ def without(plan: PlanData, name: str) -> PlanData:
     agent = other["agents"].pop(name)
     for users in (other["users"], other["groups"]):
         del users[agent["user"]]
+    for secret in agent["secrets"]:
+        del other["secrets"][secret["id"]]
     other["directories"] = [each for each in plan["directories"] if each["group"] != agent["group"]]
     other["nftables"]["content"] = f"# nothing of {name}"
     other["docker"]["settings"]["debug"] = name == "coding"
@@ -197,7 +202,9 @@ def switch(model: Model, plan: PlanData) -> int:
 
 @pytest.fixture
 def plans(model: Model, reference: PlanData) -> tuple[PlanData, PlanData]:
-    """The one in force, and another: one agent goes, one comes, one is changed, one stays."""
+    """The one in force, and another: one agent goes, one comes, one is changed, one stays. All have secrets; one has
+    another value in the other.
+    """
     plan = model.plan(reference)
     one, other = without(plan, "coding"), without(plan, "writer")
     other["agents"]["research"]["config"]["content"] = '{"changed":true}'
@@ -206,7 +213,11 @@ def plans(model: Model, reference: PlanData) -> tuple[PlanData, PlanData]:
     stays["service"] = stays["service"] | {"name": "docker-hermes-stays"}
     stays["network"] = stays["network"] | {"name": "hermes-stays"}
     stays["config"] = stays["config"] | {"path": f"{model.root}/etc/hermes/stays/config.yaml"}
+    stays["secrets"] = [stays["secrets"][0] | {"id": "stays-key", "path": f"{model.root}/agenix/stays-key"}]
+    [changed, *_] = other["agents"]["research"]["secrets"]
+    other["secrets"][changed["id"]] |= {"file": "secrets/rotated.age"}
     for each in (one, other):
+        each["secrets"]["stays-key"] = plan["secrets"][plan["agents"]["coding"]["secrets"][0]["id"]]
         each["agents"]["stays"] = stays
         each["users"]["hermes-stays"] = plan["users"]["hermes-coding"] | {"uid": 1999}
         each["directories"].append({"path": f"{model.root}/etc/hermes/stays", "mode": "0750", "user": "", "group": "s"})
@@ -267,16 +278,24 @@ def each_kill(model: Model, plan: PlanData, restore: Callable[[], None], stride:
     What writes the new generation changes nothing that is in force: every twentieth of its steps will do.
     """
     restore()
-    before = activate.current_generation()
     writing = killed_before(None, lambda: activate.write_generation(plan, model.root))
+    assert writing
+    yield from each_kill_of(lambda: switch(model, plan), restore, stride, writing)
+
+
+def each_kill_of(
+    act: Callable[[], object], restore: Callable[[], None], stride: int = 1, writing: int = 0
+) -> Iterator[int]:
+    """The same of anything else; of its first steps, as many as ``writing``, every twentieth."""
     restore()
+    before = activate.current_generation()
     step = 0
-    while killed_before(step, lambda: switch(model, plan)) is None:
+    while killed_before(step, act) is None:
         yield step
         if activate.unfinished() or activate.current_generation() != before or activate.generations()[-1:] != [before]:
             restore()
-        step += stride if step >= (writing or 0) else 20
-    assert writing and step > writing + 40
+        step += stride if step >= writing else 20
+    assert step > writing + 40
     restore()
 
 
@@ -309,6 +328,23 @@ def test_recovering_from_a_kill_brings_the_former_host_back(
         assert stays.stat().st_ino == inode, "the agent that is the same in both was restarted"
         committed += wanted is not former
     assert committed < 10
+
+
+def test_a_killed_rollback_leaves_the_host_that_was_there_and_the_next_one_works(
+    model: Model, plans: tuple[PlanData, PlanData], kept: Callable[[], None]
+) -> None:
+    """Before even steps it is recovered from, before odd ones done again."""
+    assert switch(model, plans[0]) == 0
+    wanted = model.state()
+    for plan in (plans[1], without(plans[1], "coding")):
+        assert switch(model, plan) == 0
+    before = model.state()
+    assert len(differences(before, wanted)) > 8
+    for step in each_kill_of(lambda: activate.main(["rollback", "1"]), kept, stride=3):
+        committed = is_committed(1)
+        assert activate.main(["rollback", "1"] if step % 2 else ["recover"]) == 0
+        assert (step, differences(model.state(), wanted if step % 2 or committed else before)) == (step, [])
+        kept()
 
 
 def test_a_boot_after_a_kill_brings_the_former_host_back(
@@ -426,6 +462,24 @@ def test_a_generation_that_was_never_in_force_cannot_be_chosen(
     assert differences(model.state(), former) == []
 
 
+# --- the way back
+
+
+def test_a_rollback_to_any_generation_that_is_kept_brings_back_that_host(
+    model: Model, plans: tuple[PlanData, PlanData]
+) -> None:
+    """Neither the one before nor the current one: what came and went in between is as it was then."""
+    hosts = []
+    for plan in (plans[0], plans[1], without(plans[1], "research")):
+        assert switch(model, plan) == 0
+        hosts.append(model.state())
+    for number in (1, 3, 2, 1):
+        assert activate.main(["rollback", str(number)]) == 0
+        assert activate.current_generation() == number
+        assert (number, differences(model.state(), hosts[number - 1])) == (number, [])
+    assert hosts[0] != hosts[1] != hosts[2] != hosts[0]
+
+
 # --- what is kept, and what goes
 
 
@@ -464,9 +518,48 @@ def test_generations_are_listed_with_their_agents(
         switch(model, plan)
     capsys.readouterr()
     assert activate.main(["generations"]) == 0
-    former, current = (line.split() for line in capsys.readouterr().out.splitlines())
+    heading, former, current = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert heading == ["NUMBER", "SWITCHED", "TO", "AGENTS"]
     assert (former[0], former[3:]) == ("1", ["research", "stays", "writer"])
     assert (current[0], current[1], current[4:]) == ("2", "current", ["coding", "research", "stays"])
+
+
+def test_generations_are_listed_for_programs(
+    model: Model, plans: tuple[PlanData, PlanData], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert activate.main(["generations"]) == 0
+    assert capsys.readouterr().out == "no generation yet: nothing was switched to\n"
+    for plan in plans:
+        switch(model, plan)
+    capsys.readouterr()
+    assert activate.main(["generations", "--json"]) == 0
+    former, current = json.loads(capsys.readouterr().out)
+    assert (former["number"], former["current"], former["agents"]) == (1, False, ["research", "stays", "writer"])
+    assert (current["number"], current["current"], current["agents"]) == (2, True, ["coding", "research", "stays"])
+
+
+def test_a_switch_says_who_comes_who_goes_and_who_is_changed(
+    model: Model, plans: tuple[PlanData, PlanData], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for plan in plans:
+        assert switch(model, plan) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "to generation 1: adds research stays writer" in said
+    assert "to generation 2: adds coding; removes writer; changes research; keeps stays" in said
+
+
+def test_a_switch_whose_listener_is_gone_goes_on(
+    model: Model, plans: tuple[PlanData, PlanData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the connection breaks, or somebody interrupts `harness switch`."""
+    receiver, sender = os.pipe()
+    os.close(receiver)
+    with open(sender, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        with pytest.raises(BrokenPipeError):  # the control
+            os.write(sender, b"x")
+        assert switch(model, plans[0]) == 0
+    assert activate.current_generation() == 1
 
 
 @pytest.mark.parametrize("number", activate.STOPPED_BY)
@@ -494,6 +587,16 @@ def test_a_switch_that_is_asked_to_end_goes_back(
     assert signal.getsignal(number) == handler
 
 
+def test_a_switch_that_is_asked_to_end_while_it_writes_leaves_nothing(
+    model: Model, plans: tuple[PlanData, PlanData], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert switch(model, plans[0]) == 0
+    monkeypatch.setattr(os, "sync", lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert switch(model, plans[1]) == 1
+    assert "stopped by SIGINT\nnothing was changed" in capsys.readouterr().err
+    assert [path.name for path in (activate.ROOT / "generations").iterdir()] == ["1"]
+
+
 @pytest.fixture
 def states(model: Model, plans: tuple[PlanData, PlanData], monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """A file in the state directory of each agent, by name. Writer was removed."""
@@ -509,14 +612,36 @@ def states(model: Model, plans: tuple[PlanData, PlanData], monkeypatch: pytest.M
     return found
 
 
-def test_a_kept_state_is_nobody_elses(model: Model, plans: tuple[PlanData, PlanData], states: dict[str, Path]) -> None:
+def with_heir(plan: PlanData, model: Model, **fields: Any) -> PlanData:
+    """``plan`` with one more agent, of these fields."""
+    other = copy.deepcopy(plan)
+    heir = copy.deepcopy(other["agents"]["stays"])
+    heir |= {"name": "heir", "user": "hermes-heir", "uid": 1998, "stateDir": f"{model.root}/var/hermes-heir"} | fields
+    heir["service"]["name"], heir["network"]["name"], heir["secrets"] = "docker-hermes-heir", "hermes-heir", []
+    heir["config"]["path"] = f"{model.root}/etc/hermes/heir/config.yaml"
+    other["agents"]["heir"], other["users"]["hermes-heir"] = heir, other["users"]["hermes-stays"] | {"uid": heir["uid"]}
+    other["directories"].append({"path": f"{model.root}/etc/hermes/heir", "mode": "0750", "user": "", "group": "s"})
+    return other
+
+
+def test_a_kept_state_is_nobody_elses(
+    model: Model, plans: tuple[PlanData, PlanData], states: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Neither by the uid nor by the directory; to the agent itself it is given back."""
     writer = plans[0]["agents"]["writer"]
-    for heir in ({"uid": writer["uid"]}, {"stateDir": writer["stateDir"]}):
-        other = copy.deepcopy(plans[1])
-        other["agents"]["stays"] |= heir
-        assert switch(model, other) == 1
-    assert activate.current_generation() == 2
+    mine = writer["stateDir"]
+    for how, heir in {
+        f"uid {writer['uid']}, which is": {"uid": writer["uid"]},
+        f"stateDir {mine}, which is": {"stateDir": mine},
+        f"stateDir {Path(mine).parent}, which encloses": {"stateDir": str(Path(mine).parent)},
+        f"stateDir {mine}/sub, which lies inside": {"stateDir": f"{mine}/sub"},
+    }.items():
+        assert switch(model, with_heir(plans[1], model, **heir)) == 1
+        said = capsys.readouterr().err
+        assert f"agent heir has the {how} that of an agent that is no more" in said and "harness purge writer" in said
+    assert activate.written_generations() == [1, 2] and activate.current_generation() == 2
+    beside = with_heir(plans[1], model, stateDir=f"{mine}-2")
+    assert switch(model, beside) == 0  # the control: it begins alike, and is another
     assert switch(model, plans[0]) == 0
     assert states["writer"].read_text() == "writer's"
 
@@ -525,6 +650,32 @@ def test_purging_deletes_what_a_removed_agent_left_and_nothing_else(model: Model
     assert activate.main(["purge", "writer", "--yes"]) == 0
     assert {name for name, path in states.items() if path.exists()} == {"coding", "research", "stays"}
     assert activate.main(["purge", "writer", "--yes"]) == 2
+
+
+def test_a_killed_purge_can_be_done_again(model: Model, states: dict[str, Path], kept: Callable[[], None]) -> None:
+    """At any step of it nothing else is touched, and afterwards nothing is left."""
+    former, step = model.state(), 0
+    kept()
+    while killed_before(step, lambda: activate.main(["purge", "writer", "--yes"])) is None:
+        code = 0 if states["writer"].parent.exists() else 2
+        assert activate.main(["purge", "writer", "--yes"]) == code
+        assert not states["writer"].parent.exists()
+        assert {name for name, path in states.items() if path.exists()} == {"coding", "research", "stays"}
+        assert (step, differences(model.state(), former)) == (step, [])
+        kept()
+        step += 1
+    assert step > 5 and not states["writer"].parent.exists()
+
+
+def test_purging_shows_what_it_would_delete(
+    model: Model, states: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert activate.main(["purge", "writer", "--show"]) == 0
+    assert capsys.readouterr().out.startswith(f"writer  {states['writer'].parent}  uid ")
+    assert activate.main(["purge", "writ", "--show"]) == 2
+    assert "did you mean writer?" in capsys.readouterr().err
+    assert states["writer"].exists()
 
 
 @pytest.mark.parametrize("name", ["coding", "nobody", "", "../coding"])
