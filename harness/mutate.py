@@ -33,6 +33,7 @@ STYLES: dict[MutantOutcome, str] = {"killed": "green", "survived": "bold red", "
 TIMEOUT = 900.0
 """Seconds for the tests of one mutant; the longest take 90 under TCG."""
 LOGS = REPOSITORY / ".artifacts" / "mutants"
+BYTECODE = REPOSITORY / ".artifacts" / "bytecode"
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,9 @@ def run_mutants(mutants: Sequence[Mutant], options: Sequence[str], workers: int)
     chosen = {mutant.id: own_tests(mutant, tests) for mutant in mutants}
     LOGS.mkdir(parents=True, exist_ok=True)
     by_length = sorted(mutants, key=lambda each: (each.moment != "before", not each.tests))
-    with TemporaryDirectory(prefix="bytecode-") as bytecode, ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         futures = [
-            pool.submit(run_mutant, each, chosen[each.id], other_tests(chosen[each.id], tests), options, bytecode)
+            pool.submit(run_mutant, each, chosen[each.id], other_tests(chosen[each.id], tests), options)
             for each in by_length
         ]
         try:
@@ -187,12 +188,9 @@ def run_mutants(mutants: Sequence[Mutant], options: Sequence[str], workers: int)
 
 
 def run_mutant(
-    mutant: Mutant, own: Sequence[ClaimTest], others: Sequence[ClaimTest], options: Sequence[str], bytecode: str
+    mutant: Mutant, own: Sequence[ClaimTest], others: Sequence[ClaimTest], options: Sequence[str]
 ) -> MutantVerdict:
-    """Run a mutant's tests and those of others; what pytest says is kept in .artifacts/mutants.
-
-    ``bytecode`` is a directory for what pytest makes of the tests' sources, which is made once for all mutants.
-    """
+    """Run a mutant's tests and those of others; what pytest says is kept in .artifacts/mutants."""
     started = time.monotonic()
     with TemporaryDirectory(prefix="mutant-") as directory:
         root, file = sources_of(mutant, Path(directory)), Path(directory) / "outcomes.json"
@@ -200,7 +198,7 @@ def run_mutant(
             *("-p", "harness.plugin", "-p", "no:cacheprovider", *IGNORE_IMPORTED, *_pytest_arguments(root)),
             *(f"--vm-mutant={mutant.id}", f"--vm-outcomes={file}", *options, *(test.id for test in (*own, *others))),
         ]
-        process = warm.Process(target=_run_pytest, args=(root, arguments, LOGS / f"{mutant.id}.txt", bytecode))
+        process = warm.Process(target=_run_pytest, args=(root, arguments, LOGS / f"{mutant.id}.txt"))
         process.start()
         process.join(TIMEOUT)
         process.kill()
@@ -216,7 +214,7 @@ warm = multiprocessing.get_context("forkserver")
 warm.set_forkserver_preload(["harness.cli", "hypothesis"])
 
 
-def _run_pytest(root: Path, arguments: Sequence[str], log: Path, bytecode: str) -> NoReturn:
+def _run_pytest(root: Path, arguments: Sequence[str], log: Path) -> NoReturn:
     """In a process of its own, which ends with its parent; and so do its machines."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with log.open("wb") as file:
@@ -226,7 +224,8 @@ def _run_pytest(root: Path, arguments: Sequence[str], log: Path, bytecode: str) 
     os.chdir(root)
     if root != REPOSITORY:  # the sources are others: what is imported here is of no use
         os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
-    sys.pycache_prefix, sys.dont_write_bytecode = bytecode, False
+    # What pytest makes of the tests' sources takes as long as a quick mutant's tests: it is made once.
+    sys.pycache_prefix, sys.dont_write_bytecode = str(BYTECODE), False
     code = pytest.main(list(arguments))
     print(f"{sum(os.times()[:4]):.1f} s of processor")  # its machines' too
     sys.exit(code)
@@ -272,22 +271,29 @@ def judge(mutant: Mutant, own: set[str], found: Outcomes, seconds: float) -> Mut
 # --- the table
 
 
-def mutants_table(verdicts: Iterable[MutantVerdict], mutants: Mapping[str, Mutant]) -> Table:
+WIDE = 110
+"""Columns of a terminal from which on there is room for what each mutant breaks; `--list` says it on any."""
+
+
+def mutants_table(verdicts: Iterable[MutantVerdict], mutants: Mapping[str, Mutant], *, is_wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("claim", "mutant", "", "seconds", "also broken"):
         table.add_column(column, no_wrap=column != "also broken", justify="right" if column == "seconds" else "left")
-    table.add_column("what is broken")
+    if is_wide:
+        table.add_column("what is broken")
     for each in verdicts:
         also = " ".join(each.also_broken)
         outcome = Text(each.outcome, STYLES[each.outcome])
-        table.add_row(each.claim, each.id, outcome, f"{each.seconds:.0f}", also, mutants[each.id].text)
+        text = [mutants[each.id].text] if is_wide else []
+        table.add_row(each.claim, each.id, outcome, f"{each.seconds:.0f}", also, *text)
     return table
 
 
 def print_hunt(console: Console, hunt: Hunt, mutants: Mapping[str, Mutant]) -> None:
     """The table, what to look at, and one closing line."""
     order = list(mutants)
-    console.print(mutants_table(sorted(hunt.mutants, key=lambda each: order.index(each.id)), mutants))
+    verdicts = sorted(hunt.mutants, key=lambda each: order.index(each.id))
+    console.print(mutants_table(verdicts, mutants, is_wide=console.width >= WIDE))
     for each in hunt.mutants:
         if not each.killed:
             log = (LOGS / f"{each.id}.txt").relative_to(REPOSITORY)

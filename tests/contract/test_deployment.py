@@ -34,6 +34,7 @@ from harness.probes.stage import Target, set_stage
 from harness.vm.machine import Machine
 from harness.vm.shell import CommandFailed
 from harness.vm.template import BOOT_TIMEOUT, Template, boot_again
+from tests.contract.conftest import Changed
 from tests.contract.conftest import files_with
 
 claim = pytest.mark.claim
@@ -130,6 +131,14 @@ def test_agents_that_a_switch_does_not_change_keep_container_and_processes(
     assert before and all(before.values())  # the control: there is something to compare
     assert after[switch == "that adds, changes and removes agents"] == before
     assert fleet_machine.host.user("hermes-comes").exists  # the control: both switches did happen
+
+
+@claim("X1")
+def test_agents_that_stay_when_another_is_renamed_keep_container_and_processes(changed: Changed) -> None:
+    before, after = changed.running
+    assert before and all(before.values())  # the control: there is something to compare
+    assert after == before
+    assert changed.machine.host.user("hermes-newcomer").exists  # the control: the switch did happen
 
 
 @claim("X1")
