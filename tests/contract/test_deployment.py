@@ -34,8 +34,7 @@ from harness.probes.stage import Target, set_stage
 from harness.vm.machine import Machine
 from harness.vm.shell import CommandFailed
 from harness.vm.template import BOOT_TIMEOUT, Template, boot_again
-from tests.contract.conftest import Changed
-from tests.contract.conftest import files_with
+from tests.contract.conftest import Changed, files_with
 
 claim = pytest.mark.claim
 ACTIVATE = "/usr/lib/tentaflake/activate.py"
