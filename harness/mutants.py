@@ -345,6 +345,7 @@ _mutant(
     "D3",
     "A's container has the host's IPC namespace.",
     option("--ipc=", "--ipc=host"),
+    tests=["test_agents_share_no_namespace"],
     moment="before",
 )
 _mutant(
@@ -880,12 +881,10 @@ _mutant(
     "starts-without-the-table",
     "F6",
     "At boot, agents do not wait for the table.",
-    InGuest("sed -i 's/ nftables.service//' /var/lib/tentaflake/current/units/docker-hermes-*.service"),
-    tests=[
-        "test_no_agent_runs_before_the_table_is_loaded",
-        "test_no_agent_runs_when_the_table_cannot_be_loaded",
-    ],
-    moment="before",
+    InGuest("""
+sed -i 's/ nftables.service//' /var/lib/tentaflake/current/units/docker-hermes-*.service
+systemctl daemon-reload"""),
+    tests=["test_every_agent_requires_the_table_and_starts_after_it"],
 )
 _mutant(
     "routes-alone",

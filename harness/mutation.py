@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from harness.cache import key_of
-from harness.guests import activate
+from harness.guests import Guest, activate
 from harness.lab import Lab, Settings
 from harness.mutants import InGuest, InPlan, InPolicy, Mutant, patch, script
 from harness.policy import POLICY, Plan, policy_from
@@ -50,6 +50,33 @@ def change_plan(mutant: Mutant, plan: Plan) -> Plan:
         if isinstance(act, InPlan):
             plan = act.change(plan)
     return plan
+
+
+RESTART = """
+set -eu
+while read -r uid; do
+  former=$(pgrep -o -u $uid); kill -KILL $former
+  until now=$(pgrep -o -u $uid) && [ "$now" != "$former" ]; do sleep 0.5; done
+done"""
+"""The containers of users, whose uids are on standard input, start again by systemd when their first process dies."""
+
+
+def put_in_force(guest: Guest, machine: Machine, sound: Plan, broken: Plan) -> None:
+    """Have the machine, on which ``sound`` is in force, be one of ``broken``.
+
+    Where only containers are started in another way, they are, which takes half as long as a switch.
+    """
+    before, after = (activate.render(msgspec.to_builtins(plan)) for plan in (sound, broken))
+    starts = {f"agents/{name}/start": agent.uid for name, agent in broken.agents.items()}
+    changed = {path for path in after if after[path] != before.get(path)} - {"plan.json"}
+    if before.keys() != after.keys() or not changed <= starts.keys():
+        guest.activate(machine, broken)
+        return
+    for path in changed:
+        mode, text = after[path]
+        machine.put(text.encode(), f"/var/lib/tentaflake/current/{path}", mode)
+    uids = "".join(f"{starts[path]}\n" for path in sorted(changed))
+    machine.run(RESTART, stdin=uids.encode(), timeout=COMMANDS_TIMEOUT).check()
 
 
 @dataclass(frozen=True)
@@ -97,8 +124,8 @@ class MutatedLab(Lab):
             return template
 
         def break_host(machine: Machine) -> None:
-            if plan == self.broken and plan != self.sound:
-                self.guest.activate(machine, plan)
+            if self.sound and plan == self.broken and plan != self.sound:
+                put_in_force(self.guest, machine, self.sound, plan)
             self._run_commands(machine, plan)
 
         title = f"breaking a host: {self.mutant.text}"

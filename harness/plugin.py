@@ -192,6 +192,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(fixture))
         if wanted and not set(wanted) & set(claims):
             deselected.append(item)
+    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        # What takes long comes first, so that no worker is left with it alone at the end.
+        items.sort(key=lambda item: item.get_closest_marker("recorded") is None)
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in set(deselected)]

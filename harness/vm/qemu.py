@@ -84,9 +84,11 @@ class Hardware:
     def cpu_model(self) -> str:
         if self.accelerator == "kvm":
             return "host"
-        # With five levels of page tables, each miss of the emulated TLB takes a fifth step.
+        # With five levels of page tables, each miss of the emulated TLB takes a fifth step. Where there is ERMS the
+        # kernel copies byte by byte, and with AVX the C library takes its widest registers: both slower, emulated.
+        model = "max,-la57,-erms,-avx,-avx2"
         # QEMU 7.2's cmpxchg16b leaves broken flags, on which kernel 6.12 panics; 8.0 has it mended.
-        return "max,-la57,-cx16" if qemu_version() < (8, 0) else "max,-la57"
+        return f"{model},-cx16" if qemu_version() < (8, 0) else model
 
     def kernel_words(self) -> str:
         """More words for the kernel's command line (the kernel's own kernel-parameters.txt).

@@ -23,7 +23,24 @@ from harness.vm.machine import Machine
 claim = pytest.mark.claim
 LIST = "nft --stateless --terse list table inet tentaflake"
 LOAD = f"nft -f {TABLE_PATH}"
+TABLE_UNIT = "nftables.service"
 GUARD = "systemctl start tentaflake-guard.service"
+
+
+@claim("F6")
+def test_every_agent_requires_the_table_and_starts_after_it(
+    shared_machine: Machine, agents: Mapping[str, Agent]
+) -> None:
+    """As systemd has read it; what comes of it, the tests below show. The control is a service that does not."""
+
+    def waits(unit: str) -> list[bool]:
+        said = shared_machine.host.check_output("systemctl show --property=Requires,After %s", unit)
+        return [TABLE_UNIT in line.split("=")[1].split() for line in said.splitlines()]
+
+    assert waits("ssh.service") == [False, False]
+    assert {name: waits(f"{agent.service.name}.service") for name, agent in agents.items()} == {
+        name: [True, True] for name in agents
+    }
 
 
 @claim("F6")

@@ -100,9 +100,9 @@ def test_a_machine_notices_that_it_is_a_fork() -> None:
 @pytest.mark.parametrize(
     ("accelerator", "version", "model"),
     [
-        ("tcg", (7, 2, 22), "max,-la57,-cx16"),
-        ("tcg", (8, 0, 0), "max,-la57"),
-        ("tcg", (10, 0, 2), "max,-la57"),
+        ("tcg", (7, 2, 22), "max,-la57,-erms,-avx,-avx2,-cx16"),
+        ("tcg", (8, 0, 0), "max,-la57,-erms,-avx,-avx2"),
+        ("tcg", (10, 0, 2), "max,-la57,-erms,-avx,-avx2"),
         ("kvm", (7, 2, 22), "host"),
     ],
 )
