@@ -45,6 +45,8 @@ class ClaimTest:
     claims: frozenset[str]
     is_recorded: bool
     machines: frozenset[str]
+    way: str | None = None
+    """By which it attacks, if it has one for a parameter."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -96,6 +98,7 @@ class _Lister:
                     frozenset(marker.args[0] for marker in item.iter_markers("claim")),
                     item.get_closest_marker("recorded") is not None,
                     frozenset(filter(_costs_a_machine, getattr(item, "fixturenames", ()))),
+                    item.callspec.params.get("way") if hasattr(item, "callspec") else None,
                 )
             )
 
@@ -143,17 +146,22 @@ def own_tests(mutant: Mutant, tests: Iterable[ClaimTest]) -> list[ClaimTest]:
 
 BATCHES = frozenset({"attacked_machine", "attacked_network"})
 """Machines on which all attacks are one batch, so that more of them cost little."""
+NETWORK = frozenset({"attacked_network"})
+"""There an attack is a thousand packets."""
 
 
 def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[ClaimTest]:
-    """The tests of other claims that look at the same machines, of claims that have the same letter; and where the
-    attacks are one batch, the first test of each claim."""
+    """The tests of other claims that look at the same machines, of claims that have the same letter; where the attacks
+    are one batch, the first test of each claim; over the network, those that attack in one of the same ways."""
     machines = frozenset[str]().union(*(test.machines for test in own)) - set(OWN)
+    ways = {test.way for test in own}
     claims = frozenset[str]().union(*(test.claims for test in own))
     letters = {claim[0] for claim in claims}
 
     def is_cheap(test: ClaimTest) -> bool:
         if test.is_recorded or not test.machines or not test.machines <= machines:
+            return False
+        if test.machines == NETWORK and test.way not in ways:
             return False
         return test.machines <= BATCHES or bool({claim[0] for claim in test.claims} & letters)
 

@@ -169,6 +169,15 @@ def test_others_are_asked_that_look_at_the_same_machine_and_cost_little() -> Non
     assert other_tests([SLOW], TESTS) == []
 
 
+def test_over_the_network_others_are_asked_that_attack_in_the_same_way() -> None:
+    tests = [
+        replace(claim_test(name, claim, "attacked_network"), way=way)
+        for name, claim, way in (("a", "F1", "connect"), ("b", "F3", "ping"), ("c", "N1", "connect"))
+    ]
+    assert other_tests(tests[:1], tests) == [tests[2]]
+    assert other_tests(tests[1:2], tests) == []
+
+
 def test_only_what_is_asked_for_is_attacked() -> None:
     attempt = Attempt("D2", "read a file", Attacker("root"), "a", "true", "refused")
     assert is_among(None, attempt)
