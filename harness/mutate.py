@@ -4,6 +4,7 @@ A mutant is *killed* when a test of its claim fails by an assertion, *untried* w
 verdict (a control failed, the host did not come up), else it has *survived*, and the suite has a hole.
 """
 
+import inspect
 import multiprocessing
 import os
 import shutil
@@ -47,6 +48,8 @@ class ClaimTest:
     machines: frozenset[str]
     way: str | None = None
     """By which it attacks, if it has one for a parameter."""
+    changes: bool = False
+    """Whether it switches a host or makes machines itself: it asks for the lab."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -99,6 +102,7 @@ class _Lister:
                     item.get_closest_marker("recorded") is not None,
                     frozenset(filter(_costs_a_machine, getattr(item, "fixturenames", ()))),
                     item.callspec.params.get("way") if hasattr(item, "callspec") else None,
+                    isinstance(item, pytest.Function) and "lab" in inspect.signature(item.obj).parameters,
                 )
             )
 
@@ -159,7 +163,7 @@ def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[Cl
     letters = {claim[0] for claim in claims}
 
     def is_cheap(test: ClaimTest) -> bool:
-        if test.is_recorded or not test.machines or not test.machines <= machines:
+        if test.is_recorded or test.changes or not test.machines or not test.machines <= machines:
             return False
         if test.machines == NETWORK and test.way not in ways:
             return False

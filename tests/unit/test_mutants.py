@@ -147,6 +147,7 @@ TESTS = [
     claim_test("test_own_machine", "C6", "machine"),
     claim_test("test_of_no_machine", "S2"),
     claim_test("test_slow_too", "C2", "shared_machine", recorded=True),
+    replace(claim_test("test_that_switches", "D3", "shared_machine"), changes=True),
 ]
 MUTANT = Mutant("x", "D1", "X.", [])
 
