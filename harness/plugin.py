@@ -93,11 +93,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--vm-shell", action="store_true", help="a root shell in the failed test's machine, before it goes")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-xdist's own choice, whichever was loaded first
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
     """With workers, tests that share an expensive machine go to the same one, unless ``--dist`` says otherwise."""
     if config.getoption("numprocesses", None) and config.getoption("dist", "no") == "no":
         config.option.dist = "loadgroup"
+    return (yield)
 
 
 @pytest.hookimpl(optionalhook=True)
