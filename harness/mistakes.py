@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hypothesis import strategies as st
@@ -449,12 +450,10 @@ def _nameless(host: Written, index: int) -> SearchStrategy[Mistake]:
     return st.just(_with_spec(host, index, spec, "name", "is required", f"agents[{index}]"))
 
 
-def _fields(host: Written, index: int) -> SearchStrategy[Mistake]:
+def _fields(wrong: tuple[Spec, str, str], host: Written, index: int) -> SearchStrategy[Mistake]:
     """Two fields of one spec that do not go together."""
     spec = {name: value for name, value in host["agents"][index].items() if name not in PAIRED}
-    return st.sampled_from(WRONG_PAIRS).map(
-        lambda wrong: _with_spec(host, index, {**spec, **wrong[0]}, wrong[1], wrong[2])
-    )
+    return st.just(_with_spec(host, index, {**spec, **wrong[0]}, wrong[1], wrong[2]))
 
 
 def _open_port(host: Written, index: int) -> SearchStrategy[Mistake]:
@@ -535,7 +534,7 @@ KINDS: list[Kind] = [
     _name,
     _reserved_name,
     _nameless,
-    _fields,
+    *(partial(_fields, wrong) for wrong in WRONG_PAIRS),
     _open_port,
     _pair,
     _pair,

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.services.auditd.conftest import Locally, Start
-from tests.services.auditd.support import PACKAGE, Local, eventually, let_pass
+from tests.services.auditd.support import PACKAGE, Local, eventually, let_pass, obstacle_to_others
 from tests.unit.support import PROPERTY
 
 Audit = Callable[..., tuple[int, str]]
@@ -204,7 +203,7 @@ def test_a_reader_that_does_not_read_on_keeps_the_daemon_from_nothing(start: Sta
             reader.kill()
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root can become somebody else")
+@pytest.mark.skipif(obstacle_to_others() is not None, reason=str(obstacle_to_others()))
 @pytest.mark.parametrize("daemon_runs", [True, False])
 def test_who_is_in_the_group_reads_and_nobody_else_does(start: Start, tmp_path: Path, daemon_runs: bool) -> None:
     running = start(wrapper=["setpriv", "--regid=61184", "--clear-groups", "sh", "-c", 'umask 027; exec "$@"', "sh"])

@@ -16,7 +16,16 @@ from hermes_auditd import config, service
 from hermes_auditd.errors import AuditError
 
 from tests.services.auditd.conftest import Locally, Start
-from tests.services.auditd.support import PACKAGE, Program, eventually, let_pass, settings, time_limit, told
+from tests.services.auditd.support import (
+    PACKAGE,
+    Program,
+    eventually,
+    let_pass,
+    obstacle_to_others,
+    settings,
+    time_limit,
+    told,
+)
 
 
 def test_ready_is_who_has_watched_everything(start: Start, home: Path) -> None:
@@ -219,7 +228,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     assert "hermes-auditd.service:" not in analyze("verify", "--man=no", str(file))
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root can become somebody else")
+@pytest.mark.skipif(obstacle_to_others() is not None, reason=str(obstacle_to_others()))
 def test_the_one_capability_of_the_unit_is_enough_and_is_needed(start: Start, tmp_path: Path) -> None:
     data = json.loads((PACKAGE / "unit.json").read_text())
     assert data["Service"]["CapabilityBoundingSet"] == "CAP_DAC_READ_SEARCH"
