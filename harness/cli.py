@@ -7,6 +7,7 @@ but for secrets that could not be decrypted.
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -76,6 +77,7 @@ DEFAULTS = Settings()
 
 def main() -> None:
     """Run the command line; errors that are the user's or the machine's are one message, not a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: nothing is left behind
     try:
         app()
     except HarnessError as error:

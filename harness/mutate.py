@@ -195,6 +195,10 @@ def run_mutants(mutants: Sequence[Mutant], options: Sequence[str], workers: int)
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.terminate()  # and so its machines
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
