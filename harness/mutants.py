@@ -67,8 +67,8 @@ class Mutant:
     functions, or one of a function's cases, with its parameters in brackets. By default all that are not ``recorded``.
 
     ``moment``: ``running``, each machine is broken when a test gets it, whatever was done to it before, at no cost;
-    ``before``, a template of the broken host is made first, so that what tests do to a host once (restart an agent, …)
-    is done to a broken one. A mutant of policy or plan is ``running`` if it differs in the firewall alone.
+    ``before``, it is broken before all else, so that what tests do to a host once (restart an agent, …) is done to a
+    broken one. A mutant of policy or plan is ``running`` if it differs in the firewall alone.
     """
 
     id: str
