@@ -43,7 +43,7 @@ from harness.policy import Agent, Plan, evaluate_flake, reference_plan
 from harness.probes.attempts import Aim, Outcome, attackers, is_among, run_attempts
 from harness.probes.audit import plan_audit_attempts
 from harness.probes.hijacked import hijacked_plan, idle, run_hijack, stage_builder
-from harness.probes.network import run_network, scene_builder, scene_content
+from harness.probes.network import roles_for, run_network, scene_builder, scene_content
 from harness.probes.sharing import run_sharing
 from harness.probes.stage import set_stage
 from harness.probes.ways import WAYS, plan_attempts, writes
@@ -257,7 +257,7 @@ GROUPS = {
     "hijacked_network",
     "restarted",
     "crashes",
-    "fleet",
+    "fleet_stage",
     "boot",
     "refused",
     "searched",
@@ -360,7 +360,7 @@ def all_outcomes(request: pytest.FixtureRequest, attacked_machine: Machine, plan
     if "A4" in claims:
         attempts += plan_audit_attempts(host, everybody)
     found = run_attempts(host, [each for each in attempts if is_among(aims, each)])
-    return [*found, *(run_sharing(host, plan) if "D3" in claims else [])]
+    return [*found, *(run_sharing(host, plan, aims) if "D3" in claims else [])]
 
 
 @pytest.fixture
@@ -377,7 +377,8 @@ def outcomes(request: pytest.FixtureRequest, all_outcomes: list[Outcome]) -> Cal
 def attacked_network(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Network]:
     """The machines on which the attacks of ``network_outcomes`` are tried."""
     stage = lab.stage(plan, scene_builder(plan), title="preparing attacks over the network", **scene_content())
-    with track_network(request.config, lab.network(plan, stage=stage)) as made:
+    roles = roles_for(plan, aims_of(request.session))
+    with track_network(request.config, lab.network(plan, roles, stage=stage)) as made:
         yield made
 
 
@@ -567,8 +568,12 @@ def pytest_runtest_makereport(
 
 
 def is_untried(error: pytest.ExceptionInfo[BaseException]) -> bool:
-    """Whether a failure says nothing of the claim: it is no assertion, or testinfra's about a command that failed."""
-    return not error.errisinstance(AssertionError) or "testinfra" in Path(error.traceback[-1].path).parts
+    """Whether a failure says nothing of the claim: it is no assertion, or testinfra's about a command that failed.
+
+    That something was not refused (``pytest.raises``) says something.
+    """
+    is_assertion = error.errisinstance((AssertionError, pytest.fail.Exception))
+    return not is_assertion or "testinfra" in Path(error.traceback[-1].path).parts
 
 
 def _used_by(item: pytest.Item, machine: Machine) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.guests import addresses, peer_service
-from harness.guests.peers import RECORDER, SERVICE_PATH, Network, read_recorder
+from harness.guests.peers import RECORDER, SERVICE_PATH, STATIONS, Network, read_recorder
 from harness.policy import Agent, Plan
 from harness.probes import prober
 from harness.probes.attempts import Aim, Attacker, Attempt, Outcome, is_among, quote, run_attempts
@@ -82,7 +82,12 @@ class Scene:
     plan: Plan
     tokens: dict[str, str]
     pids: dict[str, int]
-    network: Network
+    machines: Network | None
+
+    @property
+    def network(self) -> Network:
+        assert self.machines, "nobody is there yet"
+        return self.machines
 
     @property
     def agents(self) -> list[Agent]:
@@ -146,17 +151,31 @@ def _echo(name: str, ports: Sequence[int]) -> str:
 
 def set_scene(network: Network, plan: Plan) -> Scene:
     """Give everybody a new token, on a network whose host is as ``build_scene`` leaves it."""
-    tokens = {name: f"{name}-{secrets.token_hex(8)}" for name in [*plan.agents, HOST]}
-    lines = [f"echo {token} > /run/token-{name}" for name, token in tokens.items()]
+    tokens = {name: f"{name}-{secrets.token_hex(8)}" for name in [*STATIONS, *plan.agents, HOST]}
+    lines = [f"echo {tokens[name]} > /run/token-{name}" for name in [*plan.agents, HOST]]
     lines += [f"pgrep -o -u {agent.uid}" for agent in plan.agents.values()]
     pids = network.host.run("\n".join(["set -e", *lines])).check().text.split()
-    for peer in (network.lan, network.tailnet):
-        peer.machine.put(PROBER.read_bytes(), PROBER_PATH)
+    for role in {LAN.slug, TAILNET.slug} & network.peers.keys():
+        network.peers[role].machine.put(PROBER.read_bytes(), PROBER_PATH)
     tokens |= {peer.role: peer.token for peer in network.peers.values()}
     return Scene(plan, tokens, dict(zip(plan.agents, map(int, pids), strict=True)), network)
 
 
 # --- what is tried ----------------------------------------------------------------------------------------
+
+
+def roles_for(plan: Plan, aims: Collection[Aim] | None) -> list[str]:
+    """The machines that it takes, besides the host, to try what ``aims`` asks for."""
+    nobodys = dict.fromkeys([*plan.agents, HOST, *STATIONS], "")
+    scene = Scene(plan, nobodys, {}, None)
+    trials = [trial for trial in plan_trials(scene) if is_among(aims, trial.attempt)]
+    attempts = [*(trial.attempt for trial in trials), *(each for each in by_name(scene) if is_among(aims, each))]
+    named = {name for attempt in attempts for name in (attempt.attacker.slug, attempt.target)}
+    if PRIVATE in named:
+        named.add(INTERNET)  # which has those addresses too
+    if any(probe["address"] in addresses.TAILNET_HOST for trial in trials for probe in trial.probes):
+        named.add(TAILNET.slug)  # without it, the host has no such addresses
+    return [role for role in STATIONS if role in named]
 
 
 def tcp(targets: Sequence[str], ports: Sequence[int]) -> tuple[Probe, ...]:
@@ -423,9 +442,9 @@ def run_probes(scene: Scene, trials: Sequence[Trial]) -> Asked:
     for trial in trials:
         by_attacker[trial.attempt.attacker.slug] |= {key_of(probe): probe for probe in trial.probes}
     network = scene.network
-    peers = {LAN.slug: network.lan.machine, TAILNET.slug: network.tailnet.machine}
-    at_host = [attacker for slug, attacker in attackers_by_slug.items() if slug not in peers]
-    places = [(peers[slug], [attackers_by_slug[slug]]) for slug in peers if slug in attackers_by_slug]
+    outside = [slug for slug in (LAN.slug, TAILNET.slug) if slug in attackers_by_slug]
+    at_host = [attacker for slug, attacker in attackers_by_slug.items() if slug not in outside]
+    places = [(network.peers[slug].machine, [attackers_by_slug[slug]]) for slug in outside]
     waiting: list[tuple[list[Attacker], Callable[[], Result]]] = []
     for machine, attackers in [*places, (network.host, at_host)]:
         work = [person(scene.pids, each, list(by_attacker[each.slug].values())) for each in attackers]
@@ -458,7 +477,7 @@ Arrivals = set[tuple[str, str]]
 
 
 def find_arrivals(scene: Scene) -> Arrivals:
-    packets = scene.network.internet.seen()
+    packets = scene.network.internet.seen() if INTERNET in scene.network.peers else set()
     for pid in scene.pids.values():
         listing = scene.network.host.run(f"nsenter --target {pid} --net nft -j list table inet recorder").check()
         packets |= read_recorder(listing.stdout)

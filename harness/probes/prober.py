@@ -83,15 +83,17 @@ class Try:
                 self.sock.send(self.message)  # fails if the connection did
                 self.connected = True
                 return True
-            data = self.read(self.sock.recv(2000))
+            received = self.sock.recv(2000)
         except BlockingIOError:
             return False
         except OSError:
             self.done = True
             return False
+        data = self.read(received)
         first = bool(data) and not self.answer
         self.answer += data[:300]
-        self.done = bool(data) and not self.everybody
+        is_over = not received and self.sock.type == socket.SOCK_STREAM  # who has closed can be read for ever
+        self.done = is_over or (bool(data) and not self.everybody)
         return first
 
 
@@ -240,8 +242,8 @@ def run(tries: list[Try]) -> None:
             each.send()
         selector.register(each.sock, selectors.EVENT_WRITE if each.connecting else selectors.EVENT_READ, each)
     started = heard = sent = time.monotonic()
-    while selector.get_map() and (now := time.monotonic()) - heard < SILENCE and now - started < LONGEST:
-        for key, _ in selector.select(0.1):
+    while selector.get_map() and (now := time.monotonic()) < (end := min(heard + SILENCE, started + LONGEST)):
+        for key, _ in selector.select(max(min(end, sent + AGAIN) - now, 0)):
             each = key.data
             if each.receive():
                 heard = time.monotonic()
@@ -249,8 +251,8 @@ def run(tries: list[Try]) -> None:
                 selector.unregister(each.sock)
             elif key.events == selectors.EVENT_WRITE:
                 selector.modify(each.sock, selectors.EVENT_READ, each)
-        if now - sent > AGAIN:
-            sent = now
+        if time.monotonic() - sent >= AGAIN:
+            sent = time.monotonic()
             for key in list(selector.get_map().values()):
                 if key.data.sock.type != socket.SOCK_STREAM:
                     key.data.send()

@@ -5,14 +5,15 @@ The positive control is the attacker itself, looking by the same command from wh
 """
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from testinfra.host import Host
 
 from harness.errors import HarnessError
 from harness.policy import Plan
-from harness.probes.attempts import Attacker, Attempt, Origin, Outcome, attackers, quote, run_attempts
+from harness.probes.attempts import Aim, Attacker, Attempt, Origin, Outcome, attackers, quote, run_attempts
 
 BOTH: tuple[Origin, ...] = ("container", "uid")
 
@@ -25,6 +26,10 @@ class Place:
     leave: Callable[[str], str]
     look: str
     origins: tuple[Origin, ...] = BOTH
+
+    @property
+    def way(self) -> str:
+        return f"leave something in {self.name}"
 
 
 # What has no command of its own, by system calls, all of it in one program. A child stays, because some
@@ -64,22 +69,26 @@ PLACES = [
 ]
 
 
-def _traces(plan: Plan) -> Iterator[tuple[Attacker, Place, str]]:
+def _traces(plan: Plan, places: Sequence[Place]) -> Iterator[tuple[Attacker, Place, str]]:
     """Who leaves what where: every attacker its own token in every place that it can use."""
     for attacker in attackers(plan):
         token = f"{secrets.randbits(31):08x}"
-        for place in PLACES:
+        for place in places:
             if attacker.origin in place.origins:
                 yield attacker, place, token
 
 
-def run_sharing(host: Host, plan: Plan) -> list[Outcome]:
-    """Leave, look, compare. Raises ``HarnessError`` where something could not even be left."""
-    traces = list(_traces(plan))
+def run_sharing(host: Host, plan: Plan, aims: AbstractSet[Aim] | None = None) -> list[Outcome]:
+    """Leave, look, compare, in every place or those that ``aims`` asks for.
+
+    Raises ``HarnessError`` where something could not even be left.
+    """
+    places = [place for place in PLACES if aims is None or aims & {("D3", None), ("D3", place.way)}]
+    traces = list(_traces(plan, places))
     left = run_attempts(
         host,
         [
-            Attempt("D3", f"leave something in {place.name}", attacker, attacker.name, place.leave(token), "reached")
+            Attempt("D3", place.way, attacker, attacker.name, place.leave(token), "reached")
             for attacker, place, token in traces
         ],
     )
@@ -90,7 +99,7 @@ def run_sharing(host: Host, plan: Plan) -> list[Outcome]:
         [
             Attempt("D3", place.name, looker, looker.name, f"{place.look}; won", "reached")
             for looker in attackers(plan)
-            for place in PLACES
+            for place in places
             if looker.origin in place.origins or looker.origin == "container"
         ],
     )
@@ -108,7 +117,7 @@ def _judge(attacker: Attacker, place: Place, token: str, looker: Attacker, look:
     assert looker.agent is not None
     attempt = Attempt(
         claim="D3",
-        way=f"leave something in {place.name}",
+        way=place.way,
         attacker=attacker,
         target=looker.agent.name,
         script=look.attempt.script,

@@ -43,9 +43,9 @@ def test_agent_cannot_reach_the_files_of_others(way: str, outcomes: Callable[...
 
 
 @claim("D3")
-@pytest.mark.parametrize("place", [place.name for place in PLACES])
-def test_agent_cannot_leave_anything_that_a_neighbour_finds(place: str, outcomes: Callable[..., None]) -> None:
-    outcomes(f"leave something in {place}")
+@pytest.mark.parametrize("way", [place.way for place in PLACES])
+def test_agent_cannot_leave_anything_that_a_neighbour_finds(way: str, outcomes: Callable[..., None]) -> None:
+    outcomes(way)
 
 
 @claim("D3")

@@ -101,14 +101,25 @@ def fail_by_command() -> None:
     testinfra.get_host("local://").check_output("false")
 
 
+def fail_by_no_refusal() -> None:
+    with pytest.raises(HarnessError):
+        pass
+
+
 @pytest.mark.parametrize(
     ("fail", "untried"),
-    [(fail_by_assertion, False), (fail_by_attack, False), (fail_by_control, True), (fail_by_command, True)],
+    [
+        (fail_by_assertion, False),
+        (fail_by_attack, False),
+        (fail_by_no_refusal, False),
+        (fail_by_control, True),
+        (fail_by_command, True),
+    ],
 )
 def test_a_claim_is_broken_by_what_was_seen_and_untried_by_what_was_not(
     fail: Callable[[], None], untried: bool
 ) -> None:
-    with pytest.raises((AssertionError, HarnessError)) as caught:
+    with pytest.raises((AssertionError, HarnessError, pytest.fail.Exception)) as caught:
         fail()
     assert is_untried(caught) == untried
 

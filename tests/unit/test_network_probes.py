@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 
 from harness.guests import peer_service
-from harness.policy import Agent, evaluate_many
+from harness.guests.peers import STATIONS
+from harness.policy import Agent, evaluate_many, reference_plan
 from harness.probes import prober
 from harness.probes.attempts import Attacker, Attempt, Seen
-from harness.probes.network import Trial, judge, key_of, may_reach
+from harness.probes.network import Trial, judge, key_of, may_reach, roles_for
 
 SCRIPT = """
 set -e
@@ -39,6 +41,37 @@ PROBES: list[tuple[dict[str, Any], str]] = [
     ({"kind": "udp", "address": "127.0.0.1", "port": 81}, ""),
     ({"kind": "udp", "address": "192.0.2.1", "port": 80}, ""),
 ]
+
+
+def test_who_has_closed_a_connection_is_not_waited_for() -> None:
+    own, other = socket.socketpair()
+    with own, other:
+        own.setblocking(False)
+        tried = prober.Try(own, b"")
+        assert not tried.receive() and not tried.done
+        other.close()
+        assert not tried.receive() and tried.done
+
+
+@pytest.mark.parametrize(
+    ("claim", "way", "roles"),
+    [
+        ("F1", "connect to the host", ["lan"]),
+        ("F2", "connect to the container", []),
+        ("F3", "look up a name", ["internet"]),
+        ("F3", "ping the host", ["tailnet"]),  # by its addresses there too
+        ("F4", "reach private-10.test", ["internet"]),
+        ("F4", "reach the LAN", ["lan"]),
+        ("F5", "reach a published port", ["lan", "tailnet"]),
+    ],
+)
+def test_only_machines_that_an_attack_takes_are_made(claim: str, way: str, roles: list[str]) -> None:
+    plan = reference_plan()
+    assert roles_for(plan, {(claim, way)}) == roles
+    assert roles_for(plan, {(claim, way), ("F5", None)}) == [
+        role for role in STATIONS if role in {*roles, "lan", "tailnet"}
+    ]
+    assert roles_for(plan, None) == list(STATIONS)
 
 
 def test_the_prober_tells_what_answers_from_what_does_not(tmp_path: Path) -> None:
