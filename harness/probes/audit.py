@@ -177,16 +177,16 @@ class Follower:
 
     def wait_rows(self, agent: Agent, kind: str, paths: Sequence[str], *, timeout: float = PATIENCE) -> list[Row]:
         """The first row on each of these paths, by one of which a renamed file went; raises ``AssertionError``."""
-        deadline = time.monotonic() + timeout
+        started = time.monotonic()
         while True:
             first = {row.old_path or row.path: row for row in reversed(self.of(agent, kind))}
             missing = [path for path in paths if path not in first]
             if not missing:
                 return [first[path] for path in paths]
-            if time.monotonic() > deadline:
+            if (waited := time.monotonic() - started) > timeout:
                 what = f"{len(missing)} of {len(paths)} rows ({kind} of {agent.name}) are not there, as {missing[0]}"
-                raise AssertionError(f"after {timeout:.0f} s, {what}")
-            time.sleep(0.1)
+                raise AssertionError(f"after {waited:.0f} s, {what}")
+            time.sleep(min(0.1 + waited / 10, 2))  # each look costs the guest as much as a row
 
 
 def follow(machine: Machine, only: Agent | None = None) -> Follower:

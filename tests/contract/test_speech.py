@@ -149,6 +149,7 @@ def from_container(machine: Machine, agent: Agent, addresses: Sequence[str]) -> 
 
 
 @claim("T3")
+@pytest.mark.recorded
 def test_containers_reach_it_as_granted(
     request: pytest.FixtureRequest, shared_machine: Machine, grants: Grants
 ) -> None:
