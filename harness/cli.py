@@ -231,7 +231,9 @@ def mutate(
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the mutants, and run none.")] = False,
     json_file: JsonOption = None,
-    workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Mutants at once.")] = 2,
+    workers: Annotated[
+        int, typer.Option("--workers", "-n", min=1, help="Mutants at once, besides one that waits.")
+    ] = 2,
     guest: GuestOption = DEFAULTS.guest,
     accel: AccelOption = DEFAULTS.accel,
     cache: CacheOption = DEFAULTS.cache,

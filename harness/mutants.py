@@ -69,6 +69,8 @@ class Mutant:
     ``moment``: ``running``, each machine is broken when a test gets it, whatever was done to it before, at no cost;
     ``before``, it is broken before all else, so that what tests do to a host once (restart an agent, …) is done to a
     broken one. A mutant of policy or plan is ``running`` if it differs in the firewall alone.
+
+    ``waits``: its tests wait for a minute for what does not come any more, so that another can be tried meanwhile.
     """
 
     id: str
@@ -77,6 +79,7 @@ class Mutant:
     acts: Sequence[Act]
     tests: Sequence[str] = ()
     moment: Moment = "running"
+    waits: bool = False
 
     @property
     def places(self) -> str:
@@ -90,10 +93,17 @@ class _Registry:
     mutants: dict[str, Mutant] = field(default_factory=dict)
 
     def add(
-        self, name: str, claim: str, text: str, *acts: Act, tests: Sequence[str] = (), moment: Moment = "running"
+        self,
+        name: str,
+        claim: str,
+        text: str,
+        *acts: Act,
+        tests: Sequence[str] = (),
+        moment: Moment = "running",
+        waits: bool = False,
     ) -> None:
         assert name not in self.mutants, f"two mutants are named {name!r}"
-        self.mutants[name] = Mutant(name, claim, text, acts, tests, moment)
+        self.mutants[name] = Mutant(name, claim, text, acts, tests, moment, waits)
 
 
 _registry = _Registry()
@@ -260,23 +270,27 @@ _mutant(
     "login-shell", "U1", "A has a login shell.", InGuest('sed -i "/^$a_user:/s|/usr/sbin/nologin|/bin/sh|" /etc/passwd')
 )
 _mutant("password", "U1", "A has an empty password.", InGuest('passwd -d "$a_user"'))
+TOUCHES = "test_agent_cannot_touch_the_processes_of_others[{}]"
 _mutant(
     "set-uid-interpreter",
     "U2",
     "An interpreter on the host is set-uid root, so that A can trace whom it likes.",
     InGuest('chmod u+s "$(realpath /usr/bin/python3)"'),
+    tests=[TOUCHES.format("trace with ptrace")],
 )
 _mutant(
     "shell-with-capabilities",
     "U2",
     "A shell on the host may look into any process.",
     InGuest(f'give_capability "$(command -v busybox)" {CAP_SYS_PTRACE} {CAP_DAC_READ_SEARCH}'),
+    tests=[TOUCHES.format("read the environment")],
 )
 _mutant(
     "signals-for-all",
     "U2",
     "A shell on the host may send a signal to any process.",
     InGuest(f'give_capability "$(command -v busybox)" {CAP_KILL}'),
+    tests=[TOUCHES.format("send a signal")],
 )
 _mutant(
     "renumbered",
@@ -314,16 +328,35 @@ _mutant(
     InGuest('mkdir -p "$a_state/a" && : > "$a_state/a/of-root"'),
     tests=["test_all_in_a_state_directory_is_the_agents_after_use"],
 )
-_mutant("state-0777", "D2", "A's state directory is anybody's to use.", InGuest('chmod 0777 "$a_state"'))
+REACHES = "test_agent_cannot_reach_the_files_of_others[{}]"
+FINDS = "test_agent_cannot_leave_anything_that_a_neighbour_finds[{}]"
 _mutant(
-    "state-0711", "D2", "In A's state directory, anybody may look for what he knows.", InGuest('chmod 0711 "$a_state"')
+    "state-0777",
+    "D2",
+    "A's state directory is anybody's to use.",
+    InGuest('chmod 0777 "$a_state"'),
+    tests=[REACHES.format("create a state file")],
 )
-_mutant("disk-readable", "D2", "Anybody may read the disk below the file system.", InGuest("chmod o+r /dev/vda"))
+_mutant(
+    "state-0711",
+    "D2",
+    "In A's state directory, anybody may look for what he knows.",
+    InGuest('chmod 0711 "$a_state"'),
+    tests=[REACHES.format("stat a state file")],
+)
+_mutant(
+    "disk-readable",
+    "D2",
+    "Anybody may read the disk below the file system.",
+    InGuest("chmod o+r /dev/vda"),
+    tests=[REACHES.format("read the disk below the file system")],
+)
 _mutant(
     "reads-everything",
     "D2",
     "A shell on the host may read any file.",
     InGuest(f'give_capability "$(command -v busybox)" {CAP_DAC_READ_SEARCH}'),
+    tests=[REACHES.format("read a state file")],
 )
 SHARED = """
 mkdir -p /srv/shared && chmod 1777 /srv/shared
@@ -333,12 +366,14 @@ _mutant(
     "D3",
     "A and B have one /tmp.",
     InGuest(SHARED.format(source="/srv/shared", target="/tmp")),
+    tests=[FINDS.format("leave something in /tmp")],
 )
 _mutant(
     "shared-shm",
     "D3",
     "A and B have one /dev/shm, the host's.",
     InGuest(SHARED.format(source="/dev/shm", target="/dev/shm")),
+    tests=[FINDS.format("leave something in /dev/shm")],
 )
 _mutant(
     "shared-ipc",
@@ -504,6 +539,7 @@ _mutant(
     "C3",
     "A's /tmp is a volume that outlives the container.",
     option("--tmpfs=/tmp", "--mount=type=volume,source=kept,target=/tmp"),
+    tests=["test_a_restart_loses_all_but_the_state"],
     moment="before",
 )
 _mutant(
@@ -511,6 +547,7 @@ _mutant(
     "C3",
     "What is in A's state directory is removed when its unit starts.",
     InGuest("""unit_says "$a_unit" '[Service]' "ExecStartPre=/bin/rm -f $a_state/kept" """),
+    tests=["test_a_restart_makes_a_new_container_that_keeps_the_state"],
     moment="before",
 )
 MOUNTS = "test_nothing_of_the_host_is_mounted"
@@ -563,6 +600,7 @@ _mutant(
     "C5",
     "A's container is run by the image's name, without its digest.",
     InGuest("sed -i 's/@sha256:[0-9a-f]*/:latest/' /var/lib/tentaflake/current/agents/$a_name/start"),
+    tests=["test_a_restart_does_not_take_a_retagged_image"],
     moment="before",
 )
 _mutant(
@@ -592,26 +630,27 @@ _mutant(
 
 # --- secrets
 
+READS = "test_agent_cannot_read_the_secrets_of_others[{}]"
 _mutant(
     "key-for-all",
     "S1",
     "Anybody may read the key that all secrets are encrypted for.",
     InGuest("chmod 0644 /etc/ssh/ssh_host_ed25519_key"),
-    tests=["test_agent_cannot_read_the_secrets_of_others[read a secret]"],
+    tests=[READS.format("read a secret")],
 )
 _mutant(
     "encrypted-for-all",
     "S1",
     "Anybody may read the encrypted secrets, and the plans.",
     InGuest("chmod 0755 /var/lib/tentaflake"),
-    tests=["test_agent_cannot_read_the_secrets_of_others[read the encrypted secrets]"],
+    tests=[READS.format("read the encrypted secrets")],
 )
 _mutant(
     "secret-0444",
     "S1",
     "A's secret is 0444.",
     InGuest('chmod 0444 "$a_secret"'),
-    tests=["test_agent_cannot_read_the_secrets_of_others"],
+    tests=[READS.format("read a secret")],
 )
 _mutant(
     "secret-of-another",
@@ -632,7 +671,7 @@ _mutant(
     "S1",
     "Anybody may list the secrets.",
     InGuest("chmod 0755 /run/agenix.d /run/agenix/."),
-    tests=["test_agent_cannot_read_the_secrets_of_others"],
+    tests=[READS.format("list the secrets")],
 )
 _mutant(
     "swapped-secrets",
@@ -708,6 +747,7 @@ _mutant(
     firewall(
         '(rule "F1: every other port is closed" "counter drop")', '(rule "F1: every other port is closed" "accept")'
     ),
+    tests=[GETS_THROUGH.format("F1-connect to the host")],
 )
 _mutant(
     "one-datagram-port-more",
@@ -729,12 +769,14 @@ _mutant(
     "F1",
     "IPv6 from the LAN is not filtered.",
     firewall(HOST_ITSELF, f'{HOST_ITSELF}\n      "meta nfproto ipv6 iifname != \\"h-*\\" accept"'),
+    tests=[GETS_THROUGH.format("F1-connect to the host")],
 )
 _mutant(
     "one-port-more",
     "F1",
     "The host opens a port that its settings do not name.",
     firewall("ports = host.allowedTCPPorts;", "ports = host.allowedTCPPorts ++ [ 9000 ];"),
+    tests=[GETS_THROUGH.format("F1-connect to the host")],
 )
 NO_AGENT = '"iifname \\"h-*\\" oifname \\"h-*\\"")'
 NO_ROUTING = "for family in -4 -6; do ip $family rule del priority 4701; done\n"
@@ -869,6 +911,7 @@ _mutant(
     "Who looks whether the table is there does not load it.",
     InGuest("unit_says tentaflake-guard.service '[Service]' ExecStart= ExecStart=/bin/true"),
     tests=["test_a_flushed_table_lets_nothing_out_or_in_until_the_guard_loads_it"],
+    waits=True,
 )
 _mutant(
     "routes-between-agents",
@@ -934,7 +977,7 @@ _mutant(
     "N1",
     "All that comes from the tailnet is let in.",
     firewall(HOST_ITSELF, f'{HOST_ITSELF}\n      "iifname \\"tailscale0\\" accept"'),
-    tests=["test_only_what_is_granted_gets_through"],
+    tests=[GETS_THROUGH.format("N1-connect to the host")],
 )
 _mutant(
     "tailnet-left-over",
@@ -997,17 +1040,18 @@ _mutant(
     program(SPEECH_UNIT, f"{SPEECH}/errors.py", '"param": param, "code": code}}', '"param": param}}'),
     tests=["test_bad_input_gets_an_error_and_good_input_still_speech"],
 )
+# The service itself is started by who connects.
 OPEN_SOCKET = """
 unit_says tentaflake-tts.socket '[Socket]' {lines}IPAddressAllow=any
 systemctl stop tentaflake-tts.service
-systemctl restart tentaflake-tts.socket
-systemctl start tentaflake-tts.service"""
+systemctl restart tentaflake-tts.socket"""
 _mutant(
     "speech-for-agents",
     "T3",
     "The speech server hears every agent, by the firewall and by its socket.",
     firewall('(refuse "F3: nothing else of the host" "")', '(rule "F3: nothing else of the host" "accept")'),
-    InGuest(OPEN_SOCKET.format(lines="")),
+    InGuest(OPEN_SOCKET.format(lines="") + "\nsystemctl start tentaflake-tts.service"),
+    tests=["test_containers_reach_it_as_granted"],
 )
 _mutant(
     "speech-takes-any-packet",
@@ -1028,6 +1072,7 @@ _mutant(
     "T4",
     "The speech server may have a capability.",
     settings(SPEECH_UNIT, "CapabilityBoundingSet=CAP_NET_RAW"),
+    tests=["test_it_runs_as_nobody_with_nothing"],
 )
 _mutant(
     "speech-is-root",
@@ -1055,11 +1100,19 @@ _mutant(
     "T4",
     "The speech server sees the agents' state directories.",
     settings(SPEECH_UNIT, "TemporaryFileSystem="),
+    tests=["test_it_sees_no_state_and_no_secret"],
 )
 
 # --- audit
 
-_mutant("audit-stopped", "A1", "The audit daemon is stopped.", InGuest(f"systemctl stop {AUDIT_UNIT}"))
+_mutant(
+    "audit-stopped",
+    "A1",
+    "The audit daemon is stopped.",
+    InGuest(f"systemctl stop {AUDIT_UNIT}"),
+    tests=["test_hostile_names_are_recorded_byte_for_byte_and_harm_no_terminal"],
+    waits=True,
+)
 _mutant(
     "audit-late",
     "A1",
@@ -1068,6 +1121,7 @@ _mutant(
         AUDIT_UNIT, f"{AUDIT}/writer.py", "rows = self.record.commit()", "time.sleep(1.5); rows = self.record.commit()"
     ),
     tests=["test_every_act_is_recorded_within_a_second_in_new_directories_too"],
+    waits=True,
 )
 _mutant(
     "new-directories-unseen",
@@ -1075,6 +1129,7 @@ _mutant(
     "What is made in a directory before it is watched is not recorded.",
     program(AUDIT_UNIT, f"{AUDIT}/watcher.py", "self.scanner.look_into(adopted.directory)", "pass"),
     tests=["test_every_act_is_recorded_within_a_second_in_new_directories_too"],
+    waits=True,
 )
 OVERFLOW = "test_a_burst_that_overflows_the_kernels_queue_is_found_again_and_marked"
 _mutant(
@@ -1090,6 +1145,7 @@ _mutant(
     "What an overflow has lost is not looked for.",
     program(AUDIT_UNIT, f"{AUDIT}/watcher.py", 'self.scanner.want("overflow", self._last_read)', "pass"),
     tests=[OVERFLOW],
+    waits=True,
 )
 _mutant(
     "no-look-at-the-start",
@@ -1111,19 +1167,20 @@ _mutant(
     tests=["test_the_record_survives_power_cuts"],
     moment="before",
 )
+RECORD = "test_agent_cannot_reach_the_record_nor_the_daemon[{}]"
 _mutant(
     "record-readable",
     "A4",
     "Anybody may read the record.",
     InGuest("chmod 0755 /var/lib/hermes-auditd && chmod 0644 /var/lib/hermes-auditd/audit.db*"),
-    tests=["test_agent_cannot_reach_the_record_nor_the_daemon"],
+    tests=[RECORD.format("read the record")],
 )
 _mutant(
     "record-changeable",
     "A4",
     "Anybody may add, rename and delete files of the record.",
     InGuest("chmod o+wx /var/lib/hermes-auditd"),
-    tests=["test_agent_cannot_reach_the_record_nor_the_daemon"],
+    tests=[RECORD.format("add a file to the record")],
 )
 _mutant(
     "audit-with-capabilities",
@@ -1170,13 +1227,14 @@ _mutant(
     "X2",
     "A rollback leaves the users of agents that it removes.",
     InGuest(replaced(ACTIVATE, "for user in sorted(wrong):", "for user in ():")),
-    tests=["test_a_rollback_brings_the_former_host_back_exactly"],
+    tests=["test_a_rollback_takes_back_what_a_switch_did_to_agents_that_do_not_run"],
 )
 _mutant(
     "rollback-forgets-the-rules",
     "X2",
     "A rollback leaves the firewall's table as it is.",
     InGuest(replaced(ACTIVATE, 'run("systemctl", "reload-or-restart", "nftables.service")', "pass")),
+    # Where the switch before it was sound: one that forgets them too would hide it.
     tests=["test_a_rollback_brings_the_former_host_back_exactly"],
 )
 _mutant(
@@ -1214,6 +1272,28 @@ _mutant(
     "Anybody may look at what a removed agent has left.",
     InGuest("[ ! -e /var/lib/hermes-leaves ] || chmod 0755 /var/lib/hermes-leaves"),
     tests=["test_nobody_reaches_the_state_of_a_removed_agent"],
+)
+INHERITS = "test_no_agent_inherits_the_state_of_a_removed_one[{}]"
+_mutant(
+    "heir-by-uid",
+    "X3",
+    "A new agent may have the uid of a removed one, and so what that has left.",
+    InGuest(replaced(ACTIVATE, 'if agent["uid"] == kept["uid"]:', "if False:")),
+    tests=[INHERITS.format("uid")],
+)
+_mutant(
+    "heir-by-directory",
+    "X3",
+    "A new agent may have the state directory of a removed one.",
+    InGuest(replaced(ACTIVATE, "if mine == theirs:", "if mine == theirs: return None\n    if False:")),
+    tests=[INHERITS.format("state directory")],
+)
+_mutant(
+    "purge-keeps",
+    "X3",
+    "What was purged is still there.",
+    InGuest(replaced(ACTIVATE, "shutil.rmtree(directory)\n    write_state", "pass\n    write_state")),
+    tests=["test_purging_deletes_a_removed_agents_state_and_nobody_elses"],
 )
 _mutant(
     "plan-of-this-home",

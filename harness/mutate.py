@@ -27,6 +27,7 @@ from rich.text import Text
 from harness.errors import HarnessError
 from harness.mutants import InSources, Mutant, patch
 from harness.policy import REPOSITORY
+from harness.probes.ways import WAYS
 from harness.report import EXIT_BROKEN, EXIT_HELD, EXIT_UNTRIED, TestOutcome
 
 MutantOutcome = Literal["killed", "survived", "untried"]
@@ -150,14 +151,17 @@ def own_tests(mutant: Mutant, tests: Iterable[ClaimTest]) -> list[ClaimTest]:
 
 BATCHES = frozenset({"attacked_machine", "attacked_network"})
 """Machines on which all attacks are one batch, so that more of them cost little."""
+IN_ONE_BATCH = frozenset(way.claim for way in WAYS.values())
+"""Claims whose attacks on the first of these need nothing but that batch."""
 NETWORK = frozenset({"attacked_network"})
 """There an attack is a thousand packets."""
 
 
 def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[ClaimTest]:
     """The tests of other claims that look at the same machines, of claims that have the same letter; where the attacks
-    are one batch, the first test of each claim; over the network, those that attack in one of the same ways."""
-    machines = frozenset[str]().union(*(test.machines for test in own)) - set(OWN)
+    are one batch, the first test of each claim that needs no more; over the network, those that attack in one of the
+    same ways."""
+    machines = frozenset[str]().union(*(test.machines for test in own if not test.changes)) - set(OWN)
     ways = {test.way for test in own}
     claims = frozenset[str]().union(*(test.claims for test in own))
     letters = {claim[0] for claim in claims}
@@ -165,9 +169,9 @@ def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[Cl
     def is_cheap(test: ClaimTest) -> bool:
         if test.is_recorded or test.changes or not test.machines or not test.machines <= machines:
             return False
-        if test.machines == NETWORK and test.way not in ways:
-            return False
-        return test.machines <= BATCHES or bool({claim[0] for claim in test.claims} & letters)
+        if test.machines <= BATCHES:
+            return test.way in ways if test.machines == NETWORK else test.claims <= IN_ONE_BATCH
+        return bool({claim[0] for claim in test.claims} & letters)
 
     found, tried = [], set[frozenset[str]]()
     for test in tests:
@@ -182,15 +186,20 @@ def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[Cl
 
 
 def run_mutants(mutants: Sequence[Mutant], options: Sequence[str], workers: int) -> Iterator[MutantVerdict]:
-    """Run mutants, ``workers`` at a time, those that take long first; gives each verdict when it is there."""
+    """Run mutants, ``workers`` at a time, those that take long first; gives each verdict when it is there.
+
+    One that only waits runs beside them: three that work would keep each other from two processors.
+    """
     tests = collect_tests()
     chosen = {mutant.id: own_tests(mutant, tests) for mutant in mutants}
     LOGS.mkdir(parents=True, exist_ok=True)
-    by_length = sorted(mutants, key=lambda each: (each.moment != "before", not each.tests))
-    with ThreadPoolExecutor(workers) as pool:
+    order = sorted(mutants, key=lambda each: rank(each, chosen[each.id]))
+    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as beside:
         futures = [
-            pool.submit(run_mutant, each, chosen[each.id], other_tests(chosen[each.id], tests), options)
-            for each in by_length
+            (beside if each.waits else pool).submit(
+                run_mutant, each, chosen[each.id], other_tests(chosen[each.id], tests), options
+            )
+            for each in order
         ]
         try:
             for future in as_completed(futures):
@@ -200,7 +209,13 @@ def run_mutants(mutants: Sequence[Mutant], options: Sequence[str], workers: int)
                 child.terminate()  # and so its machines
             raise
         finally:
+            beside.shutdown(wait=False, cancel_futures=True)
             pool.shutdown(cancel_futures=True)
+
+
+def rank(mutant: Mutant, own: Sequence[ClaimTest]) -> tuple[bool, bool]:
+    """Lower for those that take longer: so none is alone at the end."""
+    return not any(test.is_recorded for test in own), mutant.moment != "before"
 
 
 def run_mutant(

@@ -14,7 +14,7 @@ import pytest
 from harness.contract import CLAIMS, missing_mutants
 from harness.errors import HarnessError
 from harness.mutants import MUTANTS, InGuest, InPolicy, InSources, Mutant, find_mutant, mutants_of, script
-from harness.mutate import ClaimTest, Hunt, MutantVerdict, judge, other_tests, own_tests, sources_of
+from harness.mutate import ClaimTest, Hunt, MutantVerdict, judge, other_tests, own_tests, rank, sources_of
 from harness.mutation import change_plan, patch_policy
 from harness.policy import POLICY, Plan, policy_from, reference_plan
 from harness.probes.attempts import Attacker, Attempt, is_among
@@ -142,6 +142,7 @@ TESTS = [
     IN_A_BATCH,
     TOO,
     claim_test("test_of_a_claim_that_is_tried", "S1", "attacked_machine"),
+    claim_test("test_that_takes_another_batch", "A4", "attacked_machine"),
     claim_test("test_of_another_letter", "C1", "shared_machine"),
     claim_test("test_other_machine", "F2", "attacked_network"),
     claim_test("test_own_machine", "C6", "machine"),
@@ -168,6 +169,11 @@ def test_others_are_asked_that_look_at_the_same_machine_and_cost_little() -> Non
     assert other_tests([QUICK], TESTS) == [SAME_MACHINE]
     assert other_tests([IN_A_BATCH], TESTS) == [TOO]
     assert other_tests([SLOW], TESTS) == []
+
+
+def test_what_takes_long_begins_first() -> None:
+    waits, restarts = replace(MUTANT, tests=["test_slow"]), replace(MUTANT, moment="before")
+    assert rank(waits, [SLOW]) < rank(restarts, [QUICK]) < rank(MUTANT, [QUICK])
 
 
 def test_over_the_network_others_are_asked_that_attack_in_the_same_way() -> None:
