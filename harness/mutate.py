@@ -33,7 +33,7 @@ from harness.report import EXIT_BROKEN, EXIT_HELD, EXIT_UNTRIED, TestOutcome
 MutantOutcome = Literal["killed", "survived", "untried"]
 STYLES: dict[MutantOutcome, str] = {"killed": "green", "survived": "bold red", "untried": "bold yellow"}
 TIMEOUT = 900.0
-"""Seconds for the tests of one mutant; the longest take 90 under TCG."""
+"""Seconds for the tests of one mutant; the longest take 140 under TCG."""
 LOGS = REPOSITORY / ".artifacts" / "mutants"
 BYTECODE = REPOSITORY / ".artifacts" / "bytecode"
 
@@ -188,15 +188,16 @@ def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[Cl
 def run_mutants(mutants: Sequence[Mutant], options: Sequence[str], workers: int) -> Iterator[MutantVerdict]:
     """Run mutants, ``workers`` at a time, those that take long first; gives each verdict when it is there.
 
-    One that only waits runs beside them: three that work would keep each other from two processors.
+    Those that wait more than they work run beside them, half as many: three that work would keep each other from two
+    processors.
     """
     tests = collect_tests()
     chosen = {mutant.id: own_tests(mutant, tests) for mutant in mutants}
     LOGS.mkdir(parents=True, exist_ok=True)
     order = sorted(mutants, key=lambda each: rank(each, chosen[each.id]))
-    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor((workers + 1) // 2) as beside:
         futures = [
-            (beside if each.waits else pool).submit(
+            (beside if waits(each, chosen[each.id]) else pool).submit(
                 run_mutant, each, chosen[each.id], other_tests(chosen[each.id], tests), options
             )
             for each in order
@@ -211,6 +212,11 @@ def run_mutants(mutants: Sequence[Mutant], options: Sequence[str], workers: int)
         finally:
             beside.shutdown(wait=False, cancel_futures=True)
             pool.shutdown(cancel_futures=True)
+
+
+def waits(mutant: Mutant, own: Sequence[ClaimTest]) -> bool:
+    """Whether it waits more than it works: over the network, for answers that do not come."""
+    return mutant.waits or all(test.machines == NETWORK for test in own)
 
 
 def rank(mutant: Mutant, own: Sequence[ClaimTest]) -> tuple[bool, bool]:

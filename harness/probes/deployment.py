@@ -21,15 +21,13 @@ Snapshot = dict[str, list[str]]
 # What Docker answers on its socket: its own client takes seconds of processor time under emulation. It keeps some
 # lists, that of ulimits for one, in no order.
 DOCKER = """
-import http.client, json, socket
-class Docker(http.client.HTTPConnection):
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.connect("/run/docker.sock")
-def get(path):
-    connection = Docker("docker")
-    connection.request("GET", path)
-    return json.load(connection.getresponse())
+import json, socket
+def get(path):  # by HTTP/1.0, where an answer ends with the connection
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect("/run/docker.sock")
+        connection.sendall(f"GET {path} HTTP/1.0\\r\\nHost: docker\\r\\n\\r\\n".encode())
+        with connection.makefile("rb") as answer:
+            return json.loads(answer.read().partition(b"\\r\\n\\r\\n")[2])
 def flat(name, value):
     if isinstance(value, dict):
         for key, inner in value.items():

@@ -14,7 +14,7 @@ import pytest
 from harness.contract import CLAIMS, missing_mutants
 from harness.errors import HarnessError
 from harness.mutants import MUTANTS, InGuest, InPolicy, InSources, Mutant, find_mutant, mutants_of, script
-from harness.mutate import ClaimTest, Hunt, MutantVerdict, judge, other_tests, own_tests, rank, sources_of
+from harness.mutate import ClaimTest, Hunt, MutantVerdict, judge, other_tests, own_tests, rank, sources_of, waits
 from harness.mutation import change_plan, patch_policy
 from harness.policy import POLICY, Plan, policy_from, reference_plan
 from harness.probes.attempts import Attacker, Attempt, is_among
@@ -174,6 +174,12 @@ def test_others_are_asked_that_look_at_the_same_machine_and_cost_little() -> Non
 def test_what_takes_long_begins_first() -> None:
     waits, restarts = replace(MUTANT, tests=["test_slow"]), replace(MUTANT, moment="before")
     assert rank(waits, [SLOW]) < rank(restarts, [QUICK]) < rank(MUTANT, [QUICK])
+
+
+def test_what_waits_more_than_it_works_is_told() -> None:
+    far = claim_test("test_far", "F2", "attacked_network")
+    assert waits(MUTANT, [far]) and waits(replace(MUTANT, waits=True), [QUICK])
+    assert not waits(MUTANT, [QUICK]) and not waits(MUTANT, [far, QUICK])
 
 
 def test_over_the_network_others_are_asked_that_attack_in_the_same_way() -> None:
