@@ -14,6 +14,8 @@ from harness.policy import Plan, evaluate_specs, host_of, specs_of
 from harness.vm.machine import Machine
 
 Call = Callable[..., int]
+# The commands take the one machine that is open: two of these at once would have two.
+pytestmark = pytest.mark.xdist_group("open machine")
 
 
 @pytest.fixture
