@@ -232,7 +232,7 @@ def mutate(
     listing: Annotated[bool, typer.Option("--list", help="List the mutants, and run none.")] = False,
     json_file: JsonOption = None,
     workers: Annotated[
-        int, typer.Option("--workers", "-n", min=1, help="Mutants at once, besides one that waits.")
+        int, typer.Option("--workers", "-n", min=1, help="Mutants at once, besides half as many that wait.")
     ] = 2,
     guest: GuestOption = DEFAULTS.guest,
     accel: AccelOption = DEFAULTS.accel,

@@ -72,7 +72,7 @@ def other_starts(sound: Plan, broken: Plan) -> dict[str, str]:
 
 
 def start_otherwise(machine: Machine, plan: Plan, starts: Mapping[str, str]) -> None:
-    """Start agents, which do not run, by other scripts: a third of the processor time of a switch."""
+    """Start agents, which do not run, by other scripts: cheaper than a switch."""
     for name, text in starts.items():
         machine.put(text.encode(), f"/var/lib/tentaflake/current/agents/{name}/start", 0o700)
     units = "".join(f"{plan.agents[name].service.name} {plan.agents[name].uid}\n" for name in starts)

@@ -112,9 +112,14 @@ Aim = tuple[str, str | None]
 """A claim and a way of attacking it; ``None`` stands for all ways."""
 
 
+def is_aimed_at(aims: Collection[Aim] | None, claim: str, way: str) -> bool:
+    """Whether attacking a claim in this way was asked for; ``None`` asks for all."""
+    return aims is None or (claim, way) in aims or (claim, None) in aims
+
+
 def is_among(aims: Collection[Aim] | None, attempt: Attempt) -> bool:
-    """Whether an attempt, or one whose control it is, was asked for; ``None`` asks for all."""
-    return aims is None or (attempt.claim, attempt.way) in aims or (attempt.claim, None) in aims
+    """Whether an attempt, or one whose control it is, was asked for."""
+    return is_aimed_at(aims, attempt.claim, attempt.way)
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ class Follower:
             if (waited := time.monotonic() - started) > timeout:
                 what = f"{len(missing)} of {len(paths)} rows ({kind} of {agent.name}) are not there, as {missing[0]}"
                 raise AssertionError(f"after {waited:.0f} s, {what}")
-            time.sleep(min(0.1 + waited / 10, 2))  # each look costs the guest as much as a row
+            time.sleep(min(0.1 + waited / 10, 2))  # each look is a process in the guest
 
 
 def follow(machine: Machine, only: Agent | None = None) -> Follower:

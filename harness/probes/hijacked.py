@@ -301,7 +301,7 @@ def run_hijack(wires: Network, plan: Plan) -> list[Outcome]:
     needed = [outcome for outcome in outcomes if outcome.attempt.claim == NEEDED]
     if wrong := [outcome for outcome in needed if not outcome.as_expected]:
         raise HarnessError(f"the attacks prove nothing without this: {wrong[0]}")
-    answers = run_probes(scene, [trial for trial in trials if trial.attempt.attacker.agent is None])
+    answers = run_probes(wires, scene, [trial for trial in trials if trial.attempt.attacker.agent is None])
     for outcome in needed:
         if outcome.attempt.way == "probe":
             answers |= read_answers(outcome, probes[outcome.attempt.attacker.slug])

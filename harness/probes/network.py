@@ -82,12 +82,6 @@ class Scene:
     plan: Plan
     tokens: dict[str, str]
     pids: dict[str, int]
-    machines: Network | None
-
-    @property
-    def network(self) -> Network:
-        assert self.machines, "nobody is there yet"
-        return self.machines
 
     @property
     def agents(self) -> list[Agent]:
@@ -158,7 +152,7 @@ def set_scene(network: Network, plan: Plan) -> Scene:
     for role in {LAN.slug, TAILNET.slug} & network.peers.keys():
         network.peers[role].machine.put(PROBER.read_bytes(), PROBER_PATH)
     tokens |= {peer.role: peer.token for peer in network.peers.values()}
-    return Scene(plan, tokens, dict(zip(plan.agents, map(int, pids), strict=True)), network)
+    return Scene(plan, tokens, dict(zip(plan.agents, map(int, pids), strict=True)))
 
 
 # --- what is tried ----------------------------------------------------------------------------------------
@@ -167,7 +161,7 @@ def set_scene(network: Network, plan: Plan) -> Scene:
 def roles_for(plan: Plan, aims: Collection[Aim] | None) -> list[str]:
     """The machines that it takes, besides the host, to try what ``aims`` asks for."""
     nobodys = dict.fromkeys([*plan.agents, HOST, *STATIONS], "")
-    scene = Scene(plan, nobodys, {}, None)
+    scene = Scene(plan, nobodys, {})
     trials = [trial for trial in plan_trials(scene) if is_among(aims, trial.attempt)]
     attempts = [*(trial.attempt for trial in trials), *(each for each in by_name(scene) if is_among(aims, each))]
     named = {name for attempt in attempts for name in (attempt.attacker.slug, attempt.target)}
@@ -425,8 +419,8 @@ def run_network(network: Network, plan: Plan, aims: Collection[Aim] | None = Non
     """Every attack over the network, or those that ``aims`` asks for, all attackers at once."""
     scene = set_scene(network, plan)
     trials = [trial for trial in plan_trials(scene) if is_among(aims, trial.attempt)]
-    answers = run_probes(scene, trials)
-    arrivals = find_arrivals(scene)
+    answers = run_probes(network, scene, trials)
+    arrivals = find_arrivals(network, scene)
     outcomes = [judge(trial, answers, arrivals) for trial in trials]
     return outcomes + run_attempts(network.host.host, [each for each in by_name(scene) if is_among(aims, each)])
 
@@ -435,13 +429,12 @@ Asked = dict[tuple[str, str], str]
 """The answer to each probe of each attacker; the attacker as its slug, the probe as JSON."""
 
 
-def run_probes(scene: Scene, trials: Sequence[Trial]) -> Asked:
+def run_probes(network: Network, scene: Scene, trials: Sequence[Trial]) -> Asked:
     """All probes, each once, by all attackers at the same time."""
     attackers_by_slug = {trial.attempt.attacker.slug: trial.attempt.attacker for trial in trials}
     by_attacker: dict[str, dict[str, Probe]] = {slug: {} for slug in attackers_by_slug}
     for trial in trials:
         by_attacker[trial.attempt.attacker.slug] |= {key_of(probe): probe for probe in trial.probes}
-    network = scene.network
     outside = [slug for slug in (LAN.slug, TAILNET.slug) if slug in attackers_by_slug]
     at_host = [attacker for slug, attacker in attackers_by_slug.items() if slug not in outside]
     places = [(network.peers[slug].machine, [attackers_by_slug[slug]]) for slug in outside]
@@ -476,10 +469,10 @@ Arrivals = set[tuple[str, str]]
 """Pairs of source and destination, of all that came to an agent or to the world."""
 
 
-def find_arrivals(scene: Scene) -> Arrivals:
-    packets = scene.network.internet.seen() if INTERNET in scene.network.peers else set()
+def find_arrivals(network: Network, scene: Scene) -> Arrivals:
+    packets = network.internet.seen() if INTERNET in network.peers else set()
     for pid in scene.pids.values():
-        listing = scene.network.host.run(f"nsenter --target {pid} --net nft -j list table inet recorder").check()
+        listing = network.host.run(f"nsenter --target {pid} --net nft -j list table inet recorder").check()
         packets |= read_recorder(listing.stdout)
     return {(packet.source, packet.destination) for packet in packets}
 

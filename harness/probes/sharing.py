@@ -5,15 +5,14 @@ The positive control is the attacker itself, looking by the same command from wh
 """
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from testinfra.host import Host
 
 from harness.errors import HarnessError
 from harness.policy import Plan
-from harness.probes.attempts import Aim, Attacker, Attempt, Origin, Outcome, attackers, quote, run_attempts
+from harness.probes.attempts import Aim, Attacker, Attempt, Origin, Outcome, attackers, is_aimed_at, quote, run_attempts
 
 BOTH: tuple[Origin, ...] = ("container", "uid")
 
@@ -78,12 +77,12 @@ def _traces(plan: Plan, places: Sequence[Place]) -> Iterator[tuple[Attacker, Pla
                 yield attacker, place, token
 
 
-def run_sharing(host: Host, plan: Plan, aims: AbstractSet[Aim] | None = None) -> list[Outcome]:
+def run_sharing(host: Host, plan: Plan, aims: Collection[Aim] | None = None) -> list[Outcome]:
     """Leave, look, compare, in every place or those that ``aims`` asks for.
 
     Raises ``HarnessError`` where something could not even be left.
     """
-    places = [place for place in PLACES if aims is None or aims & {("D3", None), ("D3", place.way)}]
+    places = [place for place in PLACES if is_aimed_at(aims, "D3", place.way)]
     traces = list(_traces(plan, places))
     left = run_attempts(
         host,

@@ -8,8 +8,10 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -653,3 +655,42 @@ def test_the_link_to_the_current_generation_works_wherever_the_disk_is_mounted(
 ) -> None:
     switch(plan)
     assert (root / "current").readlink() == Path("generations/1")
+
+
+# --- Docker's answers
+
+
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        (b'HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n[{"Name": "a"}]\n', [{"Name": "a"}]),
+        (b"HTTP/1.0 204 No Content\r\n\r\n", None),
+        (b'HTTP/1.0 403 Forbidden\r\n\r\n{"message": "in use"}', 'Docker refuses GET /x: {"message": "in use"}'),
+        (b'HTTP/1.0 200 OK\r\n\r\n[{"Na', "Docker gives no whole answer to GET /x"),
+        (b"", "Docker gives no whole answer to GET /x"),
+    ],
+)
+def test_dockers_answer_is_read_to_its_end_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes, means: Any
+) -> None:
+    monkeypatch.setattr(activate, "DOCKER_SOCKET", str(tmp_path / "socket"))
+    asked: list[bytes] = []
+
+    def answer() -> None:
+        connection, _ = server.accept()
+        with connection:
+            asked.append(connection.recv(1000))
+            connection.sendall(said)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(activate.DOCKER_SOCKET)
+        server.listen()
+        docker = threading.Thread(target=answer)
+        docker.start()
+        if isinstance(means, str):
+            with pytest.raises(activate.Failed, match=re.escape(means)):
+                activate.ask_docker("GET", "/x")
+        else:
+            assert activate.ask_docker("GET", "/x") == means
+        docker.join()
+    assert asked == [b"GET /x HTTP/1.0\r\nHost: docker\r\n\r\n"]

@@ -172,8 +172,8 @@ def test_others_are_asked_that_look_at_the_same_machine_and_cost_little() -> Non
 
 
 def test_what_takes_long_begins_first() -> None:
-    waits, restarts = replace(MUTANT, tests=["test_slow"]), replace(MUTANT, moment="before")
-    assert rank(waits, [SLOW]) < rank(restarts, [QUICK]) < rank(MUTANT, [QUICK])
+    slow, restarts = replace(MUTANT, tests=["test_slow"]), replace(MUTANT, moment="before")
+    assert rank(slow, [SLOW]) < rank(restarts, [QUICK]) < rank(MUTANT, [QUICK])
 
 
 def test_what_waits_more_than_it_works_is_told() -> None:
