@@ -476,6 +476,12 @@ ToOption = Annotated[
     ),
 ]
 
+GenerationsJsonOption = Annotated[bool, typer.Option("--json", help="List the host's generations as JSON, when done.")]
+
+
+def as_flag(*, as_json: bool) -> list[str]:
+    return ["--json"] if as_json else []
+
 
 @app.command()
 def switch(
@@ -490,6 +496,7 @@ def switch(
     flake: FlakeOption = None,
     to: ToOption = None,
     root: RootOption = None,
+    as_json: GenerationsJsonOption = False,
     guest: GuestOption = DEFAULTS.guest,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
@@ -509,7 +516,7 @@ def switch(
     else:
         files = deploy.read_files(plan, root or home)
     tell(f"switching {remote.name} to {len(plan.agents)} agent{'' if len(plan.agents) == 1 else 's'}")
-    exit_as(deploy.switch(remote, plan, files))
+    exit_as(deploy.switch(remote, plan, files, *as_flag(as_json=as_json)))
 
 
 def read_subject(plan_file: Path | None, agents: Path | None, flake: str | None) -> tuple[Plan, Path]:
@@ -542,23 +549,24 @@ def exit_as(code: int) -> NoReturn:
 def rollback(
     number: Annotated[int | None, typer.Argument(help="The generation (default: the one before the current).")] = None,
     to: ToOption = None,
+    as_json: GenerationsJsonOption = False,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
     """Switch a host back to agents that it had before; `harness generations` lists them. Exits as `harness switch`."""
     remote = deploy.find_remote(to, Lab(settings(cache=cache)).cache)
     tell(f"rolling {remote.name} back to generation {'before the current one' if number is None else number}")
-    exit_as(deploy.activate(remote, "rollback", *([] if number is None else [str(number)])))
+    exit_as(deploy.activate(remote, "rollback", *as_flag(as_json=as_json), *([] if number is None else [str(number)])))
 
 
 @app.command()
 def generations(
     to: ToOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: GenerationsJsonOption = False,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
     """List the agents that a host had, switch by switch; the current ones are marked."""
     remote = deploy.find_remote(to, Lab(settings(cache=cache)).cache)
-    exit_as(deploy.activate(remote, "generations", *(["--json"] if as_json else [])))
+    exit_as(deploy.activate(remote, "generations", *as_flag(as_json=as_json)))
 
 
 @app.command()

@@ -17,7 +17,7 @@ import msgspec
 
 from harness.cache import Cache
 from harness.errors import HarnessError
-from harness.guests.debian import ACTIVATION, SWITCH, tar_of
+from harness.guests.debian import ACTIVATION, switch_script, tar_of
 from harness.policy import Plan
 from harness.vm.machine import Machine
 
@@ -147,9 +147,10 @@ def read_files(plan: Plan, root: Path) -> dict[str, bytes]:
     return {name: (root / name).read_bytes() for name in names if (root / name).is_file()}
 
 
-def switch(remote: Remote, plan: Plan, files: Mapping[str, bytes]) -> int:
+def switch(remote: Remote, plan: Plan, files: Mapping[str, bytes], *options: str) -> int:
     """Switch the host to a plan; returns activate.py's exit code."""
-    return remote.run(SWITCH, tar_of({"plan.json": plan.to_json().encode(), **files})).returncode
+    archive = tar_of({"plan.json": plan.to_json().encode(), **files})
+    return remote.run(switch_script(*options), archive).returncode
 
 
 def activate(remote: Remote, *arguments: str) -> int:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Apply a plan to this Debian host, the way switch-to-configuration does on NixOS.
 
-    activate.py switch PLAN.json|- [--files DIR]
+    activate.py switch PLAN.json|- [--files DIR] [--json]
                                        write a new generation and switch to it
-    activate.py rollback [N]           switch to generation N (default: the one before the current)
-    activate.py generations [--json]   list those that are kept, the current one marked
+    activate.py rollback [N] [--json]  switch to generation N (default: the one before the current)
+    activate.py generations [--json]   list those that are kept, the current one marked, as the two above do when done
     activate.py purge [NAME] [--yes]   delete the state of a removed agent (without NAME: list those that have some;
                                        with --show: only say what would be deleted)
     activate.py recover                go back, if a switch was killed
@@ -965,7 +965,7 @@ def switch_to(number: int, mixed: Sequence[int | None]) -> bool:
 
     same = {name for name in new if is_same(name)}
     old = {name: agent for former in formers for name, agent in former["agents"].items()}
-    say(f"to generation {number}: {changes(old, new, same)}")
+    say(f"to generation {number}: {changes(old, new, same)}", sys.stderr)
     stop_units([agent for name, agent in old.items() if name not in same])
     service_problems = stop_services(plan, formers)
     tidy(number)
@@ -1150,7 +1150,7 @@ def recover() -> bool:
     mixed = unfinished()
     if mixed:
         go_back()
-        say(f"activate: a switch was killed; generation {name_of(mixed[0])} is in force")
+        say(f"activate: a switch was killed; generation {name_of(mixed[0])} is in force", sys.stderr)
     return bool(mixed)
 
 
@@ -1263,7 +1263,8 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     back = commands.add_parser("rollback", help="switch to a former generation")
     back.add_argument("number", type=int, nargs="?", help="default: the one before the current")
     listing = commands.add_parser("generations", help="list the generations that are kept")
-    listing.add_argument("--json", action="store_true", help="as JSON")
+    for each in (forward, back, listing):
+        each.add_argument("--json", action="store_true", help="list the generations as JSON")
     delete = commands.add_parser("purge", help="delete the state of an agent that was removed")
     delete.add_argument("name", nargs="?", help="default: list those that have some")
     delete.add_argument("--yes", action="store_true", help="do not ask")
@@ -1281,7 +1282,7 @@ def main(arguments: list[str]) -> int:
         if options.command == "secrets":  # without the lock: who waits for agents has it, and agents wait for this
             return restore_secrets()
         if options.command == "generations":
-            print(json.dumps(list_generations(), indent=1) if options.json else "\n".join(describe_generations()))
+            show_generations(as_json=options.json)
             return 0
         return obey_alone(options)
     except json.JSONDecodeError as error:
@@ -1334,8 +1335,13 @@ def obey(options: argparse.Namespace) -> int:
         return 0
     elif options.command == "wait":
         wait_running(current_generation())
-    say("\n".join(describe_generations()))
+        return 0
+    show_generations(as_json=options.json)
     return 0 if complete else 3
+
+
+def show_generations(*, as_json: bool) -> None:
+    say(json.dumps(list_generations(), indent=1) if as_json else "\n".join(describe_generations()))
 
 
 def earlier_generation() -> int | None:

@@ -29,12 +29,7 @@ from harness.vm.machine import Machine
 from harness.vm.shell import CommandFailed
 
 DISK_SIZE = "12G"
-# A plan and its age files come as an archive, and go again: the generation has what it needs of them.
 ACTIVATION = "/usr/lib/tentaflake/activate.py"
-SWITCH = f"""
-directory=$(mktemp -d) && tar -x -C "$directory" || exit
-{ACTIVATION} switch --files "$directory" "$directory/plan.json"; code=$?
-rm -r "$directory"; exit $code"""
 FILES = Path(__file__).parent / "files"
 ACTIVATE = Path(__file__).parent / "activate.py"
 SHELL = Path(__file__).parent.parent / "vm" / "guest_shell.py"
@@ -188,13 +183,22 @@ class DebianGuest:
         if files is None:
             files = canaries(plan, host_key(machine, plan)) if plan.secrets else {}
         content = {"plan.json": plan.to_json().encode(), **files}
-        machine.run(["sh", "-c", SWITCH], stdin=tar_of(content), timeout=300).check()
+        machine.run(["sh", "-c", switch_script()], stdin=tar_of(content), timeout=300).check()
 
     def wait_agents(self, machine: Machine) -> None:
         machine.run([ACTIVATION, "wait"], timeout=300).check()
 
     def roll_back(self, machine: Machine, number: int | None = None) -> None:
         machine.run([ACTIVATION, "rollback", *([] if number is None else [str(number)])], timeout=300).check()
+
+
+def switch_script(*options: str) -> str:
+    """Switches to the plan in an archive (``tar_of``) on standard input, with its age files. None of that is left: the
+    generation has what it needs."""
+    return f"""
+directory=$(mktemp -d) && tar -x -C "$directory" || exit
+{shlex.join([ACTIVATION, "switch", *options])} --files "$directory" "$directory/plan.json"; code=$?
+rm -r "$directory"; exit $code"""
 
 
 def wait_booted(machine: Machine, timeout: float) -> None:

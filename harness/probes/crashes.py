@@ -67,8 +67,10 @@ def who_runs(host: Host, agents: Mapping[str, Agent]) -> dict[str, str]:
     return {name: process.strip() for name, _, process in (line.partition(":") for line in found.splitlines())}
 
 
-def crash(host: Host, agents: Mapping[str, Agent], what: str, agent: Agent | None, ready: Callable[[], None]) -> Crash:
-    """Kill it, and wait until all is back; ``ready`` waits until Docker says that the agents run."""
+def crash(
+    host: Host, agents: Mapping[str, Agent], what: str, agent: Agent | None, ready: Callable[[], None] = lambda: None
+) -> Crash:
+    """Kill it, and wait until it is back; ``ready`` waits for more, as that Docker says that all agents run."""
     before = look(host, agents)
     if agent:
         host.check_output(OF_AN_AGENT[what].format(uid=agent.uid, unit=agent.service.name))

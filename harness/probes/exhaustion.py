@@ -98,15 +98,21 @@ HANDLES = """\
     until_refused("descriptors", (libc.open(b"/dev/null", 0) for _ in range(MOST)))
     signal.pause()
     """
-# Ten thousand connections that are begun, to the targets in turn, and datagrams without an end.
-FLOOD = """\
-    import itertools, json, socket
-    addresses = [(TARGETS[number % len(TARGETS)], 1024 + number) for number in range(10_000)]
+# Connections that are begun, to the targets in turn; the kernel tries those again that were not let through.
+CONNECT = """\
+    import itertools, json, signal, socket
+    addresses = [(TARGETS[number % len(TARGETS)], 1024 + number) for number in range(COUNT)]
     held = []
     for address in addresses:
         held.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
         held[-1].connect_ex(address)
     print(json.dumps(len(held)), flush=True)
+    """
+HOLD = """\
+    signal.pause()
+    """
+# And then datagrams without an end.
+FLOOD = """\
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     for address in itertools.cycle(addresses):
         try:

@@ -189,6 +189,22 @@ def count_flows(machine: Machine) -> int:
 
 @claim("D4")
 @recorded
+def test_no_agent_has_more_connections_than_it_may(machine: Machine, agents: Mapping[str, Agent]) -> None:
+    """The controls: it has nearly as many as that, and was refused the rest."""
+    agent = next((agent for agent in agents.values() if agent.egress == "internet"), None)
+    if agent is None:
+        pytest.skip("no agent of this host is on the internet, so none is granted a connection")
+    flows = count_flows(machine)
+    program = exhaustion.CONNECT + exhaustion.HOLD
+    answers = start_inside(machine, agent, program, TARGETS=["9.9.9.8", "9.9.9.9"], COUNT=3 * MOST_CONNECTIONS)
+    wait_until("the connections are begun", partial(has_printed, answers, 1))
+    wait_until("connections", lambda: count_flows(machine) - flows >= 0.9 * MOST_CONNECTIONS)
+    assert count_flows(machine) - flows < MOST_CONNECTIONS + 100
+    assert refused_packets(machine)[agent.network.bridge] > MOST_CONNECTIONS
+
+
+@claim("D4")
+@recorded
 def test_a_flood_leaves_the_others_their_network(machine: Machine, attackers: list[Agent], neighbour: Agent) -> None:
     """The controls: who is granted anything has all the connections that it may, and each was refused the rest."""
     check_health(measure(machine, neighbour))
@@ -197,7 +213,8 @@ def test_a_flood_leaves_the_others_their_network(machine: Machine, attackers: li
     for agent in attackers:
         forbidden = [neighbour.network.ipv4.address, agent.network.ipv4.gateway]
         granted = ["9.9.9.8", "9.9.9.9"] if agent.egress == "internet" else []
-        printed[agent.name] = start_inside(machine, agent, exhaustion.FLOOD, TARGETS=[*granted, *forbidden])
+        flood = exhaustion.CONNECT + exhaustion.FLOOD
+        printed[agent.name] = start_inside(machine, agent, flood, TARGETS=[*granted, *forbidden], COUNT=10_000)
     seen = []
     for name, answers in printed.items():
         wait_until(

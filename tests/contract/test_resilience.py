@@ -6,7 +6,6 @@ import pytest
 
 from harness.contract import ControlFailed
 from harness.guests.peers import Network
-from harness.lab import Lab
 from harness.policy import Agent
 from harness.probes.attempts import order
 from harness.probes.crashes import OF_AN_AGENT, OF_THE_HOST, SERVICES, Crash, crash
@@ -26,10 +25,10 @@ def check_neighbours(crashed: Crash) -> None:
 @claim("C6")
 @pytest.mark.recorded
 def test_a_killed_agent_restarts_and_its_neighbours_do_not_notice(
-    machine: Machine, lab: Lab, agents: Mapping[str, Agent]
+    machine: Machine, agents: Mapping[str, Agent]
 ) -> None:
     agent = next(iter(agents.values()))
-    crashed = crash(machine.host, agents, "its first process", agent, lambda: lab.guest.wait_agents(machine))
+    crashed = crash(machine.host, agents, "its first process", agent)
     check_neighbours(crashed)
     assert crashed.after.rules == crashed.before.rules
 

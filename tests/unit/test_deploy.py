@@ -15,7 +15,7 @@ from harness.cache import Cache
 from harness.cli import app
 from harness.deploy import AS_ROOT, WAY_IN, Remote, find_remote
 from harness.errors import HarnessError
-from harness.policy import reference_plan
+from harness.policy import REPOSITORY, reference_plan
 
 # Notes its arguments and its input, says something, and ends as it is told to.
 SSH = """#!/bin/sh
@@ -130,6 +130,13 @@ def test_the_exit_code_tells_what_came_of_it(ssh: Ssh, code: int, ours: int) -> 
     ssh.answer(code)
     assert call("rollback", "3", "--to", "host") == ours
     assert "activate.py rollback 3" in ssh.arguments()
+
+
+@pytest.mark.parametrize("command", ["switch", "rollback", "generations"])
+def test_programs_are_told_the_generations_as_json(ssh: Ssh, tmp_path: Path, command: str) -> None:
+    arguments = [str(REPOSITORY / "agents.nix")] if command == "switch" else []
+    assert call(command, *arguments, "--json", "--to", "host") == 0
+    assert f"activate.py {command} --json" in ssh.arguments()
 
 
 def test_a_host_that_cannot_be_reached_is_named(ssh: Ssh) -> None:
