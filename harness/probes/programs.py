@@ -77,4 +77,4 @@ def wait_until(
         if (waited := time.monotonic() - started) > timeout:
             raise ControlFailed(f"in {timeout:.0f} s, the attack has not come so far: {what}")
         meanwhile()
-        time.sleep(min(0.05 + waited / 10, 1))  # each look takes processor time from what it waits for
+        time.sleep(min(0.05 + waited / 4, 1))  # each look takes processor time from what it waits for
