@@ -159,9 +159,7 @@ def test_a_burst_that_overflows_the_kernels_queue_is_found_again_and_marked(
     order(machine.host, attacker, burst.format(state=quote(attacker.state_dir)))
     for neighbour in neighbours:
         order(machine.host, neighbour, f": > {quote(neighbour.state_dir)}/beside-a-burst")
-    rows = followed.wait_rows(
-        attacker, "create", [f"{attacker.state_dir}/burst/{number}" for number in range(1000)], timeout=120
-    )
+    rows = followed.wait_rows(attacker, "create", [f"{attacker.state_dir}/burst/{number}" for number in range(1000)])
     for neighbour in neighbours:
         followed.wait_row(neighbour, "beside-a-burst")
     order(machine.host, attacker, f": > {quote(attacker.state_dir)}/after-the-burst")
@@ -494,7 +492,7 @@ cat /dev/zero > /root/rest 2> /dev/null; sync; df --output=avail -B1 / | tail -n
 # An agent at work on a disk that was filled meanwhile: no act of these takes any space there.
 WHEN_FULL = """
 cd {state}; until [ -e go ]; do usleep 100000; done
-i=0; while [ $i -lt 300 ]; do mv one two; mv two one; i=$((i + 1)); done
+i=0; while [ $i -lt 100 ]; do mv one two; mv two one; i=$((i + 1)); done
 mv one while-full; echo alive > /tmp/said"""
 
 
