@@ -158,9 +158,8 @@ NETWORK = frozenset({"attacked_network"})
 
 
 def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[ClaimTest]:
-    """The tests of other claims that look at the same machines, of claims that have the same letter; where the attacks
-    are one batch, the first test of each claim that needs no more; over the network, those that attack in one of the
-    same ways."""
+    """The first test of each other claim that looks at the same machines: of a claim that has the same letter; where the
+    attacks are one batch, of one that needs no more; over the network, one that attacks in one of the same ways."""
     machines = frozenset[str]().union(*(test.machines for test in own if not test.changes)) - set(OWN)
     ways = {test.way for test in own}
     claims = frozenset[str]().union(*(test.claims for test in own))
@@ -173,13 +172,11 @@ def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[Cl
             return test.way in ways if test.machines == NETWORK else test.claims <= IN_ONE_BATCH
         return bool({claim[0] for claim in test.claims} & letters)
 
-    found, tried = [], set[frozenset[str]]()
+    found = dict[frozenset[str], ClaimTest]()
     for test in tests:
         if test.claims and not test.claims & claims and is_cheap(test):
-            if not test.machines <= BATCHES or test.claims not in tried:
-                found.append(test)
-            tried.add(test.claims)
-    return found
+            found.setdefault(test.claims, test)
+    return list(found.values())
 
 
 # --- running them
