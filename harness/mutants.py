@@ -621,10 +621,10 @@ _mutant(
     tests=["test_a_killed_agent_restarts_and_its_neighbours_do_not_notice"],
 )
 _mutant(
-    "neighbour-dies-too",
+    "neighbour-stops-too",
     "C6",
-    "When A crashes, so does B.",
-    InGuest("""unit_says "$a_unit" '[Service]' "ExecStopPost=/bin/sh -c 'kill -9 \\$\\$(pgrep -o -u $b_uid)'" """),
+    "When A crashes, B is stopped.",
+    InGuest("""unit_says "$a_unit" '[Service]' "ExecStopPost=/bin/systemctl stop --no-block $b_unit" """),
     tests=["test_a_killed_agent_restarts_and_its_neighbours_do_not_notice"],
 )
 

@@ -107,11 +107,11 @@ CONNECT = """\
         held.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
         held[-1].connect_ex(address)
     print(json.dumps(len(held)), flush=True)
-    """
+"""
+# And then: nothing more, or datagrams without an end.
 HOLD = """\
     signal.pause()
     """
-# And then datagrams without an end.
 FLOOD = """\
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     for address in itertools.cycle(addresses):
