@@ -158,8 +158,8 @@ NETWORK = frozenset({"attacked_network"})
 
 
 def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[ClaimTest]:
-    """The first test of each other claim that looks at the same machines: of a claim that has the same letter; where the
-    attacks are one batch, of one that needs no more; over the network, one that attacks in one of the same ways."""
+    """The first test of each other claim that looks at the same machines: of a claim that has the same letter; where
+    the attacks are one batch, of one that needs no more; over the network, one that attacks in one of the same ways."""
     machines = frozenset[str]().union(*(test.machines for test in own if not test.changes)) - set(OWN)
     ways = {test.way for test in own}
     claims = frozenset[str]().union(*(test.claims for test in own))

@@ -98,25 +98,21 @@ HANDLES = """\
     until_refused("descriptors", (libc.open(b"/dev/null", 0) for _ in range(MOST)))
     signal.pause()
     """
-# Connections that are begun, to the targets in turn; the kernel tries those again that were not let through.
-CONNECT = """\
-    import itertools, json, signal, socket
+# Connections that are begun, to the targets in turn, and then datagrams without an end, with a pause (seconds) or none.
+FLOOD = """\
+    import itertools, json, socket, time
     addresses = [(TARGETS[number % len(TARGETS)], 1024 + number) for number in range(COUNT)]
     held = []
     for address in addresses:
         held.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
         held[-1].connect_ex(address)
     print(json.dumps(len(held)), flush=True)
-"""
-# And then: nothing more, or datagrams without an end.
-HOLD = """\
-    signal.pause()
-    """
-FLOOD = """\
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     for address in itertools.cycle(addresses):
         try:
             datagrams.sendto(b"x", address)
         except OSError:
             pass  # refused by the kernel, or its queue is full: on with the next
+        if PAUSE:
+            time.sleep(PAUSE)
     """

@@ -195,8 +195,8 @@ def test_no_agent_has_more_connections_than_it_may(machine: Machine, agents: Map
     if agent is None:
         pytest.skip("no agent of this host is on the internet, so none is granted a connection")
     flows = count_flows(machine)
-    program = exhaustion.CONNECT + exhaustion.HOLD
-    answers = start_inside(machine, agent, program, TARGETS=["9.9.9.8", "9.9.9.9"], COUNT=3 * MOST_CONNECTIONS)
+    words = {"TARGETS": ["9.9.9.8", "9.9.9.9"], "COUNT": 3 * MOST_CONNECTIONS, "PAUSE": 0.005}
+    answers = start_inside(machine, agent, exhaustion.FLOOD, **words)
     wait_until("the connections are begun", partial(has_printed, answers, 1))
     wait_until("connections", lambda: count_flows(machine) - flows >= 0.9 * MOST_CONNECTIONS)
     assert count_flows(machine) - flows < MOST_CONNECTIONS + 100
@@ -213,8 +213,8 @@ def test_a_flood_leaves_the_others_their_network(machine: Machine, attackers: li
     for agent in attackers:
         forbidden = [neighbour.network.ipv4.address, agent.network.ipv4.gateway]
         granted = ["9.9.9.8", "9.9.9.9"] if agent.egress == "internet" else []
-        flood = exhaustion.CONNECT + exhaustion.FLOOD
-        printed[agent.name] = start_inside(machine, agent, flood, TARGETS=[*granted, *forbidden], COUNT=10_000)
+        words = {"TARGETS": [*granted, *forbidden], "COUNT": 10_000, "PAUSE": 0}
+        printed[agent.name] = start_inside(machine, agent, exhaustion.FLOOD, **words)
     seen = []
     for name, answers in printed.items():
         wait_until(
