@@ -85,10 +85,6 @@ for link in /sys/class/net/docker* /sys/class/net/br-*; do
 done
 ip address flush dev eth1
 ip link set eth1 down
-# One processor is enough for a peer, and four machines have to share those of this one.
-for cpu in /sys/devices/system/cpu/cpu[1-9]*/online; do
-  [ ! -e "$cpu" ] || echo 0 > "$cpu"
-done
 cd /proc/sys/net
 echo 1 | tee ipv4/ip_forward ipv6/conf/all/forwarding ipv6/ip_nonlocal_bind > /dev/null
 # A peer may be asked under any address, and forge any: no source is checked. Its own are in use at once.
