@@ -11,6 +11,7 @@ Recipe: ``migrate`` with ``x-ignore-shared`` from a machine whose memory is a sh
 same file with ``share=off`` and load the state. See docs/architecture.md.
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -258,6 +259,16 @@ def cold_template(
     return Template(cache.make("templates", key, build), hardware, image)
 
 
+def copy_sparsely(source: Path, target: Path) -> None:
+    """Copy a file but for its zeros; raises ``OSError``, as what is written by Python itself does."""
+    command = ["cp", "--sparse=always", "--reflink=auto", str(source), str(target)]
+    done = subprocess.run(command, env=os.environ | {"LC_ALL": "C"}, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        reasons = (errno.ENOSPC, errno.EDQUOT)
+        reason = next((each for each in reasons if os.strerror(each) in done.stderr), errno.EIO)
+        raise OSError(reason, done.stderr.strip())
+
+
 def derived_template(
     cache: Cache, base: Template, prepare: Callable[[Machine], None], *, title: str, **content: Any
 ) -> Template:
@@ -266,11 +277,7 @@ def derived_template(
 
     def build(directory: Path) -> None:
         with step(title):
-            subprocess.run(
-                ["cp", "--sparse=always", "--reflink=auto", str(base.directory / "ram"), "ram"],
-                cwd=directory,
-                check=True,
-            )
+            copy_sparsely(base.directory / "ram", directory / "ram")
             shutil.copy(base.directory / "id_ed25519", directory / "id_ed25519")
             _create_overlay(directory / "disk.qcow2", f"../{base.key}/disk.qcow2", "qcow2")
             with _start_restore(base, directory, directory / "ram", share=True) as restoring:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.cache import Cache, CacheUnusable, default_root, file_digest, key_of
+from harness.vm.template import copy_sparsely
 from tests.unit.support import PROPERTY, REPOSITORY, ends, line_of, python, sleeper
 
 JSON = st.recursive(
@@ -379,6 +380,12 @@ def test_a_full_disk_is_one_clear_error(cache: Cache) -> None:
     with pytest.raises(CacheUnusable, match=r"(?s)is full \(\d+ MiB free\).*hint: free some space"):
         cache.make("images", "key", build)
     assert list((cache.root / "images").iterdir()) == []
+
+
+def test_a_disk_too_full_for_a_copy_of_a_machines_memory_is_the_same_error(cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "ram").write_bytes(b"x")
+    with pytest.raises(CacheUnusable, match="is full"):
+        cache.make("templates", "key", lambda _: copy_sparsely(tmp_path / "ram", Path("/dev/full")))
 
 
 def test_a_disk_too_full_for_the_cache_itself_is_the_same_error(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
