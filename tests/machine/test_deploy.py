@@ -37,7 +37,7 @@ def test_a_machine_is_switched_and_rolled_back_from_another_terminal(
     agents, host = tmp_path / "agents.json", machine.host
     agents.write_text(json.dumps([*specs_of(plan), {"name": "idle", "autoStart": False}]))
     assert call("switch", "--agents", str(agents)) == 0
-    assert "adds idle; keeps " in capfd.readouterr().out
+    assert "adds idle; keeps " in capfd.readouterr().err
     assert host.user("hermes-idle").exists
     assert call("rollback") == 0
     assert not host.user("hermes-idle").exists
@@ -62,9 +62,10 @@ def test_a_machine_is_switched_to_a_plan_that_was_written_before(
     idle = evaluate_specs([*specs_of(plan), {"name": "idle", "autoStart": False}], host=host_of(plan))
     file = tmp_path / "plan.json"
     file.write_text(idle.to_json())
-    assert call("switch", str(file)) == 0
+    assert call("switch", str(file), "--json") == 0
     assert machine.host.user("hermes-idle").exists
-    assert call("generations", "--json") == 0
     shown = capfd.readouterr().out
-    *_, last = json.loads(shown[shown.rindex("\n[") :])
+    assert call("generations", "--json") == 0
+    assert capfd.readouterr().out == shown
+    *_, last = json.loads(shown)
     assert last["current"] and last["agents"] == sorted([*plan.agents, "idle"])
