@@ -275,7 +275,7 @@ def test_a_secret_that_cannot_be_decrypted_is_named_in_one_line(
 ) -> None:
     broken(host)
     assert switch(plan) == 3
-    [line] = capsys.readouterr().err.splitlines()
+    _progress, line = capsys.readouterr().err.splitlines()
     assert line.startswith("activate: secret writer-model-key of agent writer (secrets/writer-model-key.age) cannot be")
     assert BREAKS[broken] in line and line.endswith(": the agent does not start")
     assert "xxxx" not in line and "a value with" not in line
@@ -333,7 +333,7 @@ def test_without_the_hosts_key_every_secret_is_named(
 ) -> None:
     plan["host"]["secretsIdentity"] = "/nowhere/key"
     assert switch(plan) == 3
-    lines = capsys.readouterr().err.splitlines()
+    _progress, *lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(plan["secrets"]) and all("/nowhere/key" in line for line in lines)
 
 
