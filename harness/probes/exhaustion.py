@@ -59,10 +59,11 @@ def order_when_full(host: Host, agent: Agent, script: str) -> str:
 
 # --- the attacks ------------------------------------------------------------------------------------------
 
-# Processes without an end, and enough of them busy to take every processor. (Were all busy, there would be few.)
+# Processes without an end, and enough of them busy to take every processor; an isolated one has to be asked for. (Were
+# all busy, there would be few.)
 BOMB = """
 mkfifo /tmp/never && exec 8<> /tmp/never
-for i in 1 2 3 4; do while :; do :; done & done
+for processors in 1 2 f f; do taskset $processors sh -c 'while :; do :; done' & done
 while :; do read -r word <&8 & done"""
 # Temporary files until there is no space, in each of the two places.
 FILL = "for place in /tmp /dev/shm; do dd if=/dev/zero of=$place/full bs=1M 2>&1 | grep -o 'No space left.*'; done"
