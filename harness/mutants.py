@@ -56,7 +56,7 @@ class InSources:
 
 
 Act = InPolicy | InPlan | InGuest | InSources
-Moment = Literal["running", "before"]
+Moment = Literal["running", "before", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class Mutant:
 
     ``moment``: ``running``, each machine is broken when a test gets it, whatever was done to it before, at no cost;
     ``before``, it is broken before all else, so that what tests do to a host once (restart an agent, …) is done to a
-    broken one. A mutant of policy or plan is ``running`` if it differs in the firewall alone.
+    broken one; ``stopped``, the same while A does not run, which is then started. A mutant of policy or plan is
+    ``running`` if it differs in the firewall alone.
 
     ``waits``: its tests wait for a minute for what does not come any more, so that another can be tried meanwhile.
     """
@@ -529,10 +530,9 @@ _mutant(
     "A's unit starts the container that it had.",
     InGuest(r"""sed -i "s/ --rm / /
 s/^docker rm --force.*/docker start --attach $a_container 2> \/dev\/null \&\& exit/
-" "/var/lib/tentaflake/current/agents/$a_name/start"
-systemctl restart "$a_unit" && /usr/lib/tentaflake/activate.py wait"""),
+" "/var/lib/tentaflake/current/agents/$a_name/start" """),
     tests=["test_a_restart_makes_a_new_container_that_keeps_the_state"],
-    moment="before",
+    moment="stopped",
 )
 _mutant(
     "tmp-is-kept",
@@ -546,7 +546,7 @@ _mutant(
     "state-is-lost",
     "C3",
     "What is in A's state directory is removed when its unit starts.",
-    InGuest("""unit_says "$a_unit" '[Service]' "ExecStartPre=/bin/rm -f $a_state/kept" """),
+    InGuest('sed -i "s|^exec docker|rm -f $a_state/kept; &|" "/var/lib/tentaflake/current/agents/$a_name/start"'),
     tests=["test_a_restart_makes_a_new_container_that_keeps_the_state"],
     moment="before",
 )
@@ -609,9 +609,9 @@ _mutant(
     "The first agent runs another image than the pinned one.",
     InGuest("""
 decoy=$(docker image ls --digests --format '{{.Repository}}@{{.Digest}}' | grep decoy)
-sed -i "s|[^ ]*@sha256:[0-9a-f]*|$decoy|" "/var/lib/tentaflake/current/agents/$a_name/start"
-systemctl restart "$a_unit" && /usr/lib/tentaflake/activate.py wait"""),
+sed -i "s|[^ ]*@sha256:[0-9a-f]*|$decoy|" "/var/lib/tentaflake/current/agents/$a_name/start" """),
     tests=["test_every_container_runs_the_pinned_image"],
+    moment="stopped",
 )
 _mutant(
     "no-restart",

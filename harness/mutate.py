@@ -218,7 +218,7 @@ def waits(mutant: Mutant, own: Sequence[ClaimTest]) -> bool:
 
 def rank(mutant: Mutant, own: Sequence[ClaimTest]) -> tuple[bool, bool]:
     """Lower for those that take longer: so none is alone at the end."""
-    return not any(test.is_recorded for test in own), mutant.moment != "before"
+    return not any(test.is_recorded for test in own), mutant.moment == "running"
 
 
 def run_mutant(

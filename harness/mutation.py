@@ -8,7 +8,7 @@ which is removed at the end.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +26,6 @@ from harness.probes.lifetime import TABLE_PATH
 from harness.vm.machine import Machine
 from harness.vm.template import Template, derived_template
 
-COMMANDS = "/run/mutant.sh"
 COMMANDS_TIMEOUT = 300.0
 """Seconds; a mutant that restarts a container takes 10 to 20 under TCG."""
 
@@ -71,11 +70,9 @@ def other_starts(sound: Plan, broken: Plan) -> dict[str, str]:
     return {starts[path]: after[path][1] for path in sorted(changed)}
 
 
-def start_otherwise(machine: Machine, plan: Plan, starts: Mapping[str, str]) -> None:
-    """Start agents, which do not run, by other scripts: cheaper than a switch."""
-    for name, text in starts.items():
-        machine.put(text.encode(), f"/var/lib/tentaflake/current/agents/{name}/start", 0o700)
-    units = "".join(f"{plan.agents[name].service.name} {plan.agents[name].uid}\n" for name in starts)
+def start(machine: Machine, agents: Sequence[Agent]) -> None:
+    """Start agents, which do not run: cheaper than a switch."""
+    units = "".join(f"{agent.service.name} {agent.uid}\n" for agent in agents)
     machine.run(START, stdin=units.encode(), timeout=COMMANDS_TIMEOUT).check()
 
 
@@ -124,15 +121,20 @@ class MutatedLab(Lab):
             return template
         is_other = self.sound is not None and plan == self.broken and plan != self.sound
         starts = other_starts(self.sound, plan) if self.sound and is_other else {}
-        if starts:
-            template = self._stopped(template, [plan.agents[name] for name in starts])
+        stopped = [plan.agents[name] for name in starts]
+        if self.mutant.moment == "stopped":
+            stopped = [*plan.agents.values()][:1]
+        if stopped:
+            template = self._stopped(template, stopped)
 
         def break_host(machine: Machine) -> None:
-            if starts:
-                start_otherwise(machine, plan, starts)
-            elif is_other:
+            for name, text in starts.items():
+                machine.put(text.encode(), f"/var/lib/tentaflake/current/agents/{name}/start", 0o700)
+            if is_other and not starts:
                 self.guest.activate(machine, plan)
             self._run_commands(machine, plan)
+            if stopped:
+                start(machine, stopped)
 
         title = f"breaking a host: {self.mutant.text}"
         return Unfinished(
@@ -172,7 +174,7 @@ class MutatedLab(Lab):
     def make_ready(self, machine: Machine, template: Template) -> None:
         if isinstance(template, Unfinished):
             template.finish(machine)
-        if self.mutant.moment == "before":
+        if self.mutant.moment != "running":
             return
         if self.broken and self.sound and self.broken.nftables != self.sound.nftables:
             machine.put(activate.firewall(msgspec.to_builtins(self.broken)).encode(), TABLE_PATH, 0o600)
@@ -183,9 +185,7 @@ class MutatedLab(Lab):
     def _run_commands(self, machine: Machine, plan: Plan) -> None:
         for act in self.mutant.acts:
             if isinstance(act, InGuest):
-                machine.put(script(act.commands, plan).encode(), COMMANDS)
-                machine.run(["sh", COMMANDS], timeout=COMMANDS_TIMEOUT).check()
-                machine.run(["rm", COMMANDS]).check()
+                machine.run(script(act.commands, plan), timeout=COMMANDS_TIMEOUT).check()
 
     def close(self) -> None:
         """Remove the templates of the broken host: nobody needs them again."""

@@ -197,6 +197,8 @@ def run_attempts(host: Host, attempts: Iterable[Attempt]) -> list[Outcome]:
     """Run attempts on the host, batched by attacker, attackers in parallel."""
     by_attacker = sorted(attempts, key=lambda attempt: attempt.attacker.slug)
     batches = [list(group) for _, group in groupby(by_attacker, key=lambda attempt: attempt.attacker.slug)]
+    if not batches:
+        return []
     nonces = [secrets.token_hex(8) for _ in batches]
     lines = [ORDER, "cd $(mktemp -d) && chmod 711 . || exit 1"]
     for number, (batch, nonce) in enumerate(zip(batches, nonces, strict=True)):

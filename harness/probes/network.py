@@ -471,9 +471,9 @@ Arrivals = set[tuple[str, str]]
 
 def find_arrivals(network: Network, scene: Scene) -> Arrivals:
     packets = network.internet.seen() if INTERNET in network.peers else set()
-    for pid in scene.pids.values():
-        listing = network.host.run(f"nsenter --target {pid} --net nft -j list table inet recorder").check()
-        packets |= read_recorder(listing.stdout)
+    lines = [f"nsenter --target {pid} --net nft -j list table inet recorder" for pid in scene.pids.values()]
+    for listing in network.host.run("\n".join(["set -e", *lines])).check().stdout.splitlines():
+        packets |= read_recorder(listing)
     return {(packet.source, packet.destination) for packet in packets}
 
 

@@ -94,11 +94,11 @@ class Hardware:
         """More words for the kernel's command line (the kernel's own kernel-parameters.txt), under TCG.
 
         Without random addresses a program that lies where it lay before needs not be translated anew, and starting
-        /bin/true takes a third of the time. And all runs on the first of the processors, unless it asks for another:
+        /bin/true takes a third of the time. All runs on the first of the processors, unless it asks for another:
         two that wake each other take a quarter more of the host's. (Of one alone, Docker would refuse a container that
-        may use more.)
+        may use more.) And pages are small: QEMU empties its whole TLB where it should forget one part of a large page.
         """
-        return "norandmaps isolcpus=1" if self.accelerator == "tcg" else ""
+        return "norandmaps isolcpus=1 transparent_hugepage=never" if self.accelerator == "tcg" else ""
 
     def key(self) -> dict[str, Any]:
         """What a template made on this hardware depends on."""

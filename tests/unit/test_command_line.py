@@ -113,7 +113,10 @@ def test_the_processor_without_cmpxchg16b_is_for_old_tcg_only(
     assert Hardware(accelerator).cpu_model() == model
 
 
-@pytest.mark.parametrize(("accelerator", "line"), [("tcg", "quiet norandmaps isolcpus=1 more"), ("kvm", "quiet more")])
+@pytest.mark.parametrize(
+    ("accelerator", "line"),
+    [("tcg", "quiet norandmaps isolcpus=1 transparent_hugepage=never more"), ("kvm", "quiet more")],
+)
 def test_only_an_emulated_kernel_is_told_how_to_save_work(accelerator: str, line: str) -> None:
     image = Image("key", Path(), Path("kernel"), Path("initrd"), Path("disk"), "quiet", {})
     assert boot_arguments(image, Hardware(accelerator), "more")[-1] == line
