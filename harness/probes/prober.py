@@ -24,10 +24,13 @@ with one of these kinds.
     options     a datagram behind extension headers (IPv6), or with a source route through ``via`` (IPv4)
     forged      a datagram that says it comes from ``source``; needs CAP_NET_RAW. Whoever gets it knows
     neighbour   who has the address, asked on the wire itself (ARP, NDP); the answer is a hardware address
+
+It imports little: under TCG, ``dataclasses``, ``ipaddress`` and ``typing`` take as long as all the rest.
 """
 
+from __future__ import annotations
+
 import ctypes
-import ipaddress
 import json
 import os
 import resource
@@ -38,9 +41,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Probe = dict[str, Any]
 
 SILENCE = 4.0
 """Seconds without any answer after which no more is waited for: what is dropped has none."""
@@ -51,22 +57,25 @@ CLONE_NEWNET = 0x40000000
 """As setns(2) wants it; ``os`` has it from Python 3.12 on."""
 IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
 LARGE = b"x" * 4000
-Probe = dict[str, Any]
 
 
-@dataclass
 class Try:
     """One probe under way. ``message`` is sent until ``done``; ``read`` makes an answer of what came, or nothing."""
 
-    sock: socket.socket
-    message: bytes
-    to: tuple[str, int] | None = None
-    connecting: bool = False
-    connected: bool = False
-    read: Callable[[bytes], bytes] = bytes
-    everybody: bool = False
-    answer: bytes = b""
-    done: bool = False
+    def __init__(
+        self,
+        sock: socket.socket,
+        message: bytes,
+        to: tuple[str, int] | None = None,
+        *,
+        connecting: bool = False,
+        read: Callable[[bytes], bytes] = bytes,
+        everybody: bool = False,
+    ) -> None:
+        self.sock, self.message, self.to = sock, message, to
+        self.connecting, self.read, self.everybody = connecting, read, everybody
+        self.connected = self.done = False
+        self.answer = b""
 
     def send(self) -> None:
         with suppress(OSError):  # not allowed, no route: then nothing will come
@@ -165,37 +174,36 @@ def try_forged(probe: Probe) -> Try:
 
 def try_neighbour(probe: Probe) -> Try:
     interface = probe.get("interface", "eth0")
-    target = ipaddress.ip_address(probe["address"])
-    kind = 0x0806 if target.version == 4 else 0x86DD
+    family = family_of(probe)
+    target = socket.inet_pton(family, probe["address"])
+    kind = 0x0806 if family == socket.AF_INET else 0x86DD
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(kind))
     sock.bind((interface, kind))
     own = sock.getsockname()[4]  # /sys shows the interfaces of whoever mounted it
-    frame = (arp_request if target.version == 4 else neighbour_solicitation)(interface, own, target)
+    frame = (arp_request if family == socket.AF_INET else neighbour_solicitation)(interface, own, target)
     sock.setblocking(False)
     return Try(sock, frame, read=lambda data: answered_address(data, target))
 
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-def arp_request(interface: str, own: bytes, target: Address) -> bytes:
-    """RFC 826."""
+def arp_request(interface: str, own: bytes, target: bytes) -> bytes:
+    """RFC 826. ``target`` is the address as it is sent, here and below."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
-        sock.connect((str(target), 9))
+        sock.connect((socket.inet_ntoa(target), 9))
         source = socket.inet_aton(sock.getsockname()[0])
-    request = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + own + source + bytes(6) + target.packed
+    request = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + own + source + bytes(6) + target
     return b"\xff" * 6 + own + b"\x08\x06" + request
 
 
-def neighbour_solicitation(interface: str, own: bytes, target: Address) -> bytes:
+def neighbour_solicitation(interface: str, own: bytes, target: bytes) -> bytes:
     """RFC 4861, from the link-local address that the kernel made of the hardware address."""
-    lines = Path("/proc/net/if_inet6").read_text().splitlines()
+    with open("/proc/net/if_inet6") as file:
+        lines = file.readlines()
     source = next(
         bytes.fromhex(line.split()[0]) for line in lines if line.split()[3] == "20" and line.split()[5] == interface
     )
-    group = bytes.fromhex("ff0200000000000000000001ff") + target.packed[-3:]
-    message = struct.pack("!BBHI", 135, 0, 0, 0) + target.packed + bytes([1, 1]) + own
+    group = bytes.fromhex("ff0200000000000000000001ff") + target[-3:]
+    message = struct.pack("!BBHI", 135, 0, 0, 0) + target + bytes([1, 1]) + own
     pseudo = source + group + struct.pack("!II", len(message), 58)
     total = sum(struct.unpack(f"!{len(pseudo + message) // 2}H", pseudo + message))
     while total >> 16:
@@ -205,12 +213,13 @@ def neighbour_solicitation(interface: str, own: bytes, target: Address) -> bytes
     return bytes.fromhex("3333") + group[-4:] + own + b"\x86\xdd" + header + message
 
 
-def answered_address(frame: bytes, target: Address) -> bytes:
+def answered_address(frame: bytes, target: bytes) -> bytes:
     """The hardware address of whoever says in this frame that the address is its own; or nothing."""
     packet = frame[14:]
-    if target.version == 4 and packet[6:8] == b"\0\2" and packet[14:18] == target.packed:
+    is_ipv4 = len(target) == 4
+    if is_ipv4 and packet[6:8] == b"\0\2" and packet[14:18] == target:
         return packet[8:14].hex(":").encode()
-    if target.version == 6 and packet[6:7] == b"\x3a" and packet[40:41] == b"\x88" and packet[48:64] == target.packed:
+    if not is_ipv4 and packet[6:7] == b"\x3a" and packet[40:41] == b"\x88" and packet[48:64] == target:
         return frame[6:12].hex(":").encode()
     return b""
 
