@@ -176,6 +176,9 @@ def _check_model(name: str) -> None:
 
 # --- the answer
 
+PART = 64 << 10
+"""Bytes that are sent at once: before each, the client has to take what is buffered for it (``READ_PATIENCE``)."""
+
 
 class SpeechResponse(Response):
     """Speech as it is made. It ends early when the client goes away."""
@@ -208,7 +211,8 @@ class SpeechResponse(Response):
                 headers.append((b"content-length", str(len(first)).encode()))
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             async for data in self._pieces(first, lambda: turns.run(client, utterance.next)):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                for start in range(0, len(data), PART):
+                    await send({"type": "http.response.body", "body": data[start : start + PART], "more_body": True})
             await send({"type": "http.response.body", "body": b""})
 
     async def _pieces(self, data: bytes, next_piece: Callable[[], Awaitable[bytes]]) -> AsyncIterator[bytes]:
