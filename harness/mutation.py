@@ -121,9 +121,8 @@ class MutatedLab(Lab):
             return template
         is_other = self.sound is not None and plan == self.broken and plan != self.sound
         starts = other_starts(self.sound, plan) if self.sound and is_other else {}
-        stopped = [plan.agents[name] for name in starts]
-        if self.mutant.moment == "stopped":
-            stopped = [*plan.agents.values()][:1]
+        names = starts or ([*plan.agents][:1] if self.mutant.moment == "stopped" else [])
+        stopped = [plan.agents[name] for name in names]
         if stopped:
             template = self._stopped(template, stopped)
 
