@@ -140,10 +140,20 @@ class Lab:
 
         ``content`` is what ``prepare`` depends on besides its own module and the probes, whose sources are in the key.
         """
+        return self.derive(self.activated(plan), prepare, title=title, **content)
+
+    def next_stage(
+        self, former: Template, prepare: Callable[[Machine], None], *, title: str, **content: str
+    ) -> Template:
+        """The guest in the state of a stage and something more done to it, once; see ``stage``."""
+        return self.derive(former, prepare, title=title, **content)
+
+    def derive(self, former: Template, prepare: Callable[[Machine], None], *, title: str, **content: str) -> Template:
+        """What both kinds of stages are made by."""
         sources = [Path(inspect.getfile(prepare)), *sorted(PROBES.glob("*.py"))]
         return derived_template(
             self.cache,
-            self.activated(plan),
+            former,
             prepare,
             title=title,
             stage=prepare.__qualname__,

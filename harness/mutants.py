@@ -56,7 +56,7 @@ class InSources:
 
 
 Act = InPolicy | InPlan | InGuest | InSources
-Moment = Literal["running", "before", "stopped"]
+Moment = Literal["running", "before", "stopped", "between"]
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ class Mutant:
 
     ``moment``: ``running``, each machine is broken when a test gets it, whatever was done to it before, at no cost;
     ``before``, it is broken before all else, so that what tests do to a host once (restart an agent, …) is done to a
-    broken one; ``stopped``, the same while A does not run, which is then started. A mutant of policy or plan is
-    ``running`` if it differs in the firewall alone.
+    broken one; ``stopped``, the same while A does not run, which is then started; ``between``, commands after the first
+    of two things that tests do to a host once, and before the second (A was used, and is restarted then). A mutant of
+    policy or plan is ``running`` if it differs in the firewall alone.
 
     ``waits``: its tests wait for a minute for what does not come any more, so that another can be tried meanwhile.
     """
@@ -197,6 +198,8 @@ os.setxattr(os.path.realpath(sys.argv[1]), "security.capability", value)' "$@"
 """
 CAP_DAC_READ_SEARCH, CAP_KILL, CAP_SYS_PTRACE = 2, 5, 19
 ACTIVATE = "/usr/lib/tentaflake/activate.py"
+START = '"/var/lib/tentaflake/current/agents/$a_name/start"'
+"""The script that starts A's container."""
 
 
 def replaced(file: str, old: str, new: str) -> str:
@@ -524,31 +527,34 @@ _mutant(
     InGuest('nsenter --target "$(pid_of $a_uid)" --mount --pid -- /bin/mount -t tmpfs -o mode=1777 none /home'),
     tests=["test_agent_cannot_write_outside_its_state"],
 )
+RESTARTS = "test_a_restart_makes_a_new_container_that_keeps_the_state"
 _mutant(
     "container-is-kept",
     "C3",
-    "A's unit starts the container that it had.",
-    InGuest(r"""sed -i "s/ --rm / /
-s/^docker rm --force.*/docker start --attach $a_container 2> \/dev\/null \&\& exit/
-" "/var/lib/tentaflake/current/agents/$a_name/start" """),
-    tests=["test_a_restart_makes_a_new_container_that_keeps_the_state"],
-    moment="stopped",
+    "A's unit leaves its container running when it stops, and joins it when it starts.",
+    InGuest(f"""
+unit_says "$a_unit" '[Service]' ExecStop= KillSignal=SIGKILL
+sed -i "s/^exec docker run.*/exec docker attach $a_container/; /^docker rm/d" {START}"""),
+    tests=[RESTARTS],
+    moment="between",
 )
 _mutant(
     "tmp-is-kept",
     "C3",
-    "A's /tmp is a volume that outlives the container.",
-    option("--tmpfs=/tmp", "--mount=type=volume,source=kept,target=/tmp"),
+    "What is in A's /tmp is there again after a restart.",
+    InGuest(f"""
+cp -a "/proc/$(pid_of "$a_uid")/root/tmp" /srv/kept
+sed -i "s|--tmpfs=/tmp[^ ]*|--mount=type=bind,source=/srv/kept,target=/tmp|" {START}"""),
     tests=["test_a_restart_loses_all_but_the_state"],
-    moment="before",
+    moment="between",
 )
 _mutant(
     "state-is-lost",
     "C3",
     "What is in A's state directory is removed when its unit starts.",
-    InGuest('sed -i "s|^exec docker|rm -f $a_state/kept; &|" "/var/lib/tentaflake/current/agents/$a_name/start"'),
-    tests=["test_a_restart_makes_a_new_container_that_keeps_the_state"],
-    moment="before",
+    InGuest(f'sed -i "s|^exec docker|rm -f $a_state/kept; &|" {START}'),
+    tests=[RESTARTS],
+    moment="between",
 )
 MOUNTS = "test_nothing_of_the_host_is_mounted"
 _mutant(
@@ -599,9 +605,9 @@ _mutant(
     "mutable-image",
     "C5",
     "A's container is run by the image's name, without its digest.",
-    InGuest("sed -i 's/@sha256:[0-9a-f]*/:latest/' /var/lib/tentaflake/current/agents/$a_name/start"),
+    InGuest(f"sed -i 's/@sha256:[0-9a-f]*/:latest/' {START}"),
     tests=["test_a_restart_does_not_take_a_retagged_image"],
-    moment="before",
+    moment="between",
 )
 _mutant(
     "other-image",
@@ -624,7 +630,7 @@ _mutant(
     "neighbour-stops-too",
     "C6",
     "When A crashes, B is stopped.",
-    InGuest("""unit_says "$a_unit" '[Service]' "ExecStopPost=/bin/systemctl stop --no-block $b_unit" """),
+    InGuest(f'sed -i "s|^docker rm|systemctl stop --no-block $b_unit; &|" {START}'),
     tests=["test_a_killed_agent_restarts_and_its_neighbours_do_not_notice"],
 )
 
@@ -717,9 +723,9 @@ _mutant(
     "S3",
     "An agent whose secret cannot be decrypted is started all the same.",
     # Docker would refuse to mount what is not there.
-    InGuest("""
-sed -i 's/; exit 1; }$/; }/' "/var/lib/tentaflake/current/agents/$a_name/condition"
-sed -i 's/ [^ ]*a-secret-that-came[^ ]*//' "/var/lib/tentaflake/current/agents/$a_name/start"
+    InGuest(f"""
+sed -i 's/; exit 1; }}$/; }}/' "/var/lib/tentaflake/current/agents/$a_name/condition"
+sed -i 's/ [^ ]*a-secret-that-came[^ ]*//' {START}
 systemctl start --no-block "$a_unit"
 until [ -n "$(pid_of "$a_uid")" ]; do sleep 0.5; done
 until docker container ls | grep -q "$a_container"; do :; done"""),
@@ -1036,31 +1042,32 @@ _mutant(
     program(SPEECH_UNIT, f"{SPEECH}/errors.py", '"param": param, "code": code}}', '"param": param}}'),
     tests=["test_bad_input_gets_an_error_and_good_input_still_speech"],
 )
-# The service itself is started by who connects.
-OPEN_SOCKET = """
-unit_says tentaflake-tts.socket '[Socket]' {lines}IPAddressAllow=any
-systemctl stop tentaflake-tts.service
-systemctl restart tentaflake-tts.socket"""
+ANY_ADDRESS = "systemctl set-property --runtime tentaflake-tts.socket IPAddressAllow=any"
 _mutant(
     "speech-for-agents",
     "T3",
     "The speech server hears every agent, by the firewall and by its socket.",
     firewall('(refuse "F3: nothing else of the host" "")', '(rule "F3: nothing else of the host" "accept")'),
-    InGuest(OPEN_SOCKET.format(lines="") + "\nsystemctl start tentaflake-tts.service"),
+    InGuest(ANY_ADDRESS),
     tests=["test_containers_reach_it_as_granted"],
 )
 _mutant(
     "speech-takes-any-packet",
     "T3",
     "The speech server's socket takes packets from anywhere.",
-    InGuest(OPEN_SOCKET.format(lines="")),
+    InGuest(ANY_ADDRESS),
     tests=["test_without_a_firewall_nobody_else_reaches_it_either"],
 )
 _mutant(
     "speech-everywhere",
     "T3",
     "The speech server listens on every address.",
-    InGuest(OPEN_SOCKET.format(lines="ListenStream= ListenStream=0.0.0.0:5001 ListenStream='[::]:5001' ")),
+    # The service itself is started by who connects.
+    InGuest("""
+unit_says tentaflake-tts.socket '[Socket]' IPAddressAllow=any \\
+  ListenStream= ListenStream=0.0.0.0:5001 ListenStream='[::]:5001'
+systemctl stop tentaflake-tts.service
+systemctl restart tentaflake-tts.socket"""),
     tests=["test_without_a_firewall_nobody_else_reaches_it_either"],
 )
 _mutant(

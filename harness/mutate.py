@@ -244,8 +244,8 @@ def run_mutant(
 
 
 warm = multiprocessing.get_context("forkserver")
-"""Processes that are forked from one that has imported pytest and the harness: that takes as long as a quick test."""
-warm.set_forkserver_preload(["harness.cli", "hypothesis"])
+"""Processes that are forked from one that has imported what takes as long as a quick mutant's tests."""
+warm.set_forkserver_preload(["harness.cli", "hypothesis", "openai", "miniaudio", "soundfile", "soxr"])
 
 
 def _run_pytest(root: Path, arguments: Sequence[str], log: Path) -> NoReturn:

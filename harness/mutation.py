@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -117,7 +117,7 @@ class MutatedLab(Lab):
 
     def activated(self, plan: Plan) -> Template:
         template = super().activated(self.sound if self.sound and plan == self.broken else plan)
-        if self.mutant.moment == "running":
+        if self.mutant.moment in ("running", "between"):
             return template
         is_other = self.sound is not None and plan == self.broken and plan != self.sound
         starts = other_starts(self.sound, plan) if self.sound and is_other else {}
@@ -150,12 +150,19 @@ class MutatedLab(Lab):
         title = f"stopping {', '.join(agent.name for agent in agents)}"
         return derived_template(self.cache, template, stop, title=title, stopped=units)
 
-    def stage(self, plan: Plan, prepare: Callable[[Machine], None], *, title: str, **content: str) -> Template:
-        broken = self.activated(plan)
-        if not isinstance(broken, Unfinished):
-            return super().stage(plan, prepare, title=title, **content)
-        made_of = key_of(host=broken.content, stage=prepare.__qualname__, **content)
-        return replace(broken, steps=(*broken.steps, prepare), title=title, content=made_of)
+    def next_stage(
+        self, former: Template, prepare: Callable[[Machine], None], *, title: str, **content: str
+    ) -> Template:
+        if self.mutant.moment == "between" and self.broken:
+            step = partial(self._run_commands, plan=self.broken)
+            former = Unfinished(former.directory, former.hardware, former.image, (step,), content=former.key)
+        return super().next_stage(former, prepare, title=title, **content)
+
+    def derive(self, former: Template, prepare: Callable[[Machine], None], *, title: str, **content: str) -> Template:
+        if not isinstance(former, Unfinished):
+            return super().derive(former, prepare, title=title, **content)
+        made_of = key_of(host=former.content, stage=prepare.__qualname__, **content)
+        return replace(former, steps=(*former.steps, prepare), title=title, content=made_of)
 
     def to_fork(self, template: Template) -> Template:
         """The template itself at first, and one that is finished from the second fork on."""

@@ -138,7 +138,7 @@ from hermes_auditd.reader import Filter, Reader
 reader = Reader("{DATABASE}")
 last = reader.last_id()
 print("[]", flush=True)
-for row in reader.follow(Filter(agent=sys.argv[1] or None), last, 0.01):
+for row in reader.follow(Filter(agent=sys.argv[1] or None), last, 0.05):
     fields = [row[name] for name in ("id", "agent", "kind", "path", "old_path", "origin", "count")]
     print(json.dumps([*fields, time.time()]), flush=True)
 """

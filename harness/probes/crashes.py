@@ -57,10 +57,10 @@ def look(host: Host, agents: Mapping[str, Agent]) -> Seen:
     return Seen(who_runs(host, agents), sorted(line.strip() for line in rules if line.strip()))
 
 
-def who_runs(host: Host, agents: Mapping[str, Agent]) -> dict[str, str]:
-    """The first process of each agent and of each of ``SERVICES``; of whoever does not run, an empty text."""
+def who_runs(host: Host, agents: Mapping[str, Agent], services: Iterable[str] = SERVICES) -> dict[str, str]:
+    """The first process of each agent and of each service; of whoever does not run, an empty text."""
     pids = {name: f"$(pgrep -o -u {agent.uid})" for name, agent in agents.items()}
-    pids |= {name: f"$(systemctl show --property=MainPID --value {name}.service)" for name in SERVICES}
+    pids |= {name: f"$(systemctl show --property=MainPID --value {name}.service)" for name in services}
     # After the name: a program has one with spaces in brackets, in the field before the others.
     who = "who() { echo $1: $(sed 's/(.*)/-/' \"/proc/${2:-none}/stat\" 2> /dev/null | cut -d ' ' -f 1,22); }"
     found = host.check_output("sh -c %s", "\n".join([who, *(f"who {name} {pid}" for name, pid in pids.items())]))
@@ -90,10 +90,10 @@ def wait_replaced(
 
     Raises ``ClaimBroken`` when ``unit`` is one that systemd will not start again.
     """
-    deadline = time.monotonic() + BACK_TIMEOUT
+    deadline, waited = time.monotonic() + BACK_TIMEOUT, list(names)
     while True:
-        now = who_runs(host, agents)
-        waited = [name for name in names if now[name] in ("", before.running[name])]
+        now = who_runs(host, {name: agents[name] for name in waited if name in agents}, set(waited) & set(SERVICES))
+        waited = [name for name in waited if now[name] in ("", before.running[name])]
         if not waited:
             return
         if unit and host.check_output("systemctl show --property=SubState --value %s", unit) in ("dead", "failed"):

@@ -52,16 +52,19 @@ def restarted_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> I
     agent = next(iter(plan.agents.values()))
     decoy = lab.image.manifest["images"]["decoy"]
 
-    def use_and_restart(machine: Machine) -> None:
+    def use(machine: Machine) -> None:
         host = machine.host
         if (said := order(host, agent, USE.format(state=agent.state_dir))) != "lost":
             raise ControlFailed(f"{agent.name} could not be used: {said}")
         machine.put(container_id(host, agent).encode(), BEFORE)
         host.check_output("docker tag %s %s:latest", decoy, agent.container.image.split("@")[0])
-        host.check_output("systemctl restart %s", agent.service.name)
+
+    def restart(machine: Machine) -> None:
+        machine.host.check_output("systemctl restart %s", agent.service.name)
         lab.guest.wait_agents(machine)
 
-    stage = lab.stage(plan, use_and_restart, title=f"using and restarting {agent.name}")
+    used = lab.stage(plan, use, title=f"using {agent.name}")
+    stage = lab.next_stage(used, restart, title=f"restarting {agent.name}")
     with track_machine(request.config, lab.fork(stage)) as made:
         yield made
 

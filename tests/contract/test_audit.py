@@ -196,14 +196,20 @@ def test_nothing_is_lost_when_the_daemon_is_killed_again_and_again(
 ) -> None:
     """In the middle of its work. What was read before is still there, and what was done meanwhile is found."""
     write_without_end(machine, agents)
-    killed = set()
-    for _ in range(3):
+    killed, first = set(), next(iter(agents.values()))
+    for number in range(3):
         before = len(followed.rows())
         wait_until("agents are at work", partial(has_more_rows, followed, before))
         pid = daemon_pid(machine.host)
         killed.add(pid)
         machine.run(["kill", "-KILL", str(pid)]).check()
         wait_until("the daemon is back", partial(is_up_again, machine, pid))
+        order(machine.host, first, f": > {quote(first.state_dir)}/back-{number}")
+        followed.wait_row(first, f"back-{number}")
+        paths = {row.path for row in followed.rows()}
+        # Of which the last change (ctime) is older.
+        find = f"cd {quote(first.state_dir)} && find $PWD/steady -type f ! -newercm back-{number}"
+        assert [path for path in machine.host.check_output(find).splitlines() if path not in paths] == []
     assert len(killed) == 3
     for agent in agents.values():
         order(machine.host, agent, f": > {quote(agent.state_dir)}/steady/stop")
@@ -465,15 +471,16 @@ def test_the_settings_bound_what_is_kept_of_an_agent_and_nothing_of_the_others(
     pid = daemon_pid(machine.host)
     lab.guest.activate(machine, with_settings(plan, attacker, maxBytes=1 << 20))
     assert daemon_pid(machine.host) == pid
-    state = quote(attacker.state_dir)
-    name = "n" * 200  # a row costs what its path is long
-    more = f"i=0; while [ $i -lt 3600 ]; do : > {name}$i; i=$((i + 1)); done"  # removing one takes ten times as long
-    order(machine.host, attacker, background(f"mkdir {state}/flood && cd {state}/flood; {more}; : > ../flood-is-over"))
+    name = "n" * 200
+    place = f"{attacker.state_dir}/flood/{name}/{name}/{name}/{name}"  # a row costs what its path is long
+    more = f"i=0; while [ $i -lt 1100 ]; do : > {name}$i; i=$((i + 1)); done"  # removing one takes ten times as long
+    flood = f"mkdir -p {quote(place)} && cd {quote(place)}; {more}; : > {quote(attacker.state_dir)}/flood-is-over"
+    order(machine.host, attacker, background(flood))
     followed.wait_row(attacker, "flood-is-over", timeout=300)
     wait_until("its oldest rows are pruned", lambda: bool(followed.of(attacker, "prune")))
     rows = list(stored(machine))
     kept = Counter(row["agent"] for row in rows)
-    assert kept[attacker.name] * (160 + len(name)) < 1 << 20
+    assert kept[attacker.name] * (160 + len(place) + len(name)) < 1 << 20
     assert len(followed.of(attacker, "create", "write", "delete")) > kept[attacker.name]
     for neighbour in neighbours:
         assert f"{neighbour.state_dir}/to-be-kept" in {row["path"] for row in rows}
