@@ -11,6 +11,7 @@ import shutil
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -191,7 +192,7 @@ def run_mutants(mutants: Sequence[Mutant], options: Sequence[str], workers: int)
     tests = collect_tests()
     chosen = {mutant.id: own_tests(mutant, tests) for mutant in mutants}
     LOGS.mkdir(parents=True, exist_ok=True)
-    order = sorted(mutants, key=lambda each: rank(each, chosen[each.id]))
+    order = in_order(mutants, chosen)
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor((workers + 1) // 2) as beside:
         futures = [
             (beside if waits(each, chosen[each.id]) else pool).submit(
@@ -216,9 +217,16 @@ def waits(mutant: Mutant, own: Sequence[ClaimTest]) -> bool:
     return mutant.waits or all(test.machines == NETWORK for test in own)
 
 
-def rank(mutant: Mutant, own: Sequence[ClaimTest]) -> tuple[bool, bool]:
-    """Lower for those that take longer: so none is alone at the end."""
-    return not any(test.is_recorded for test in own), mutant.moment == "running"
+def in_order(mutants: Iterable[Mutant], own: Mapping[str, Sequence[ClaimTest]]) -> list[Mutant]:
+    """Those that take long first, so that none is alone at the end; among them one of each claim, then a second one:
+    what the first has made in the cache, others of its claim would only wait for."""
+    numbers: Counter[tuple[str, bool, bool]] = Counter()
+    ranks = dict[str, tuple[bool, bool, int]]()
+    for mutant in mutants:
+        group = not any(test.is_recorded for test in own[mutant.id]), mutant.moment == "running"
+        ranks[mutant.id] = *group, numbers[mutant.claim, *group]
+        numbers[mutant.claim, *group] += 1
+    return sorted(mutants, key=lambda each: ranks[each.id])
 
 
 def run_mutant(

@@ -13,8 +13,8 @@ import pytest
 
 from harness.contract import CLAIMS, missing_mutants
 from harness.errors import HarnessError
-from harness.mutants import MUTANTS, InGuest, InPolicy, InSources, Mutant, find_mutant, mutants_of, script
-from harness.mutate import ClaimTest, Hunt, MutantVerdict, judge, other_tests, own_tests, rank, sources_of, waits
+from harness.mutants import MUTANTS, InGuest, InPolicy, InSources, Moment, Mutant, find_mutant, mutants_of, script
+from harness.mutate import ClaimTest, Hunt, MutantVerdict, in_order, judge, other_tests, own_tests, sources_of, waits
 from harness.mutation import change_plan, patch_policy
 from harness.policy import POLICY, Plan, policy_from, reference_plan
 from harness.probes.attempts import Attacker, Attempt, is_among
@@ -171,9 +171,13 @@ def test_others_are_asked_that_look_at_the_same_machine_and_cost_little() -> Non
     assert other_tests([SLOW], TESTS) == []
 
 
-def test_what_takes_long_begins_first() -> None:
-    slow, restarts = replace(MUTANT, tests=["test_slow"]), replace(MUTANT, moment="before")
-    assert rank(slow, [SLOW]) < rank(restarts, [QUICK]) < rank(MUTANT, [QUICK])
+def test_what_takes_long_begins_first_and_one_of_each_claim() -> None:
+    def make(name: str, claim: str = "D2", moment: Moment = "running") -> Mutant:
+        return replace(MUTANT, id=name, claim=claim, moment=moment)
+
+    mutants = [make("quick"), make("restarts", moment="before"), make("slow"), make("slow too"), make("other", "D4")]
+    own = {mutant.id: [SLOW if mutant.id.startswith(("slow", "other")) else QUICK] for mutant in mutants}
+    assert [each.id for each in in_order(mutants, own)] == ["slow", "other", "slow too", "restarts", "quick"]
 
 
 def test_what_waits_more_than_it_works_is_told() -> None:
