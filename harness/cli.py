@@ -262,7 +262,7 @@ def mutate(
     options = [f"--vm-guest={guest}", f"--vm-accel={accel}", f"--vm-cache={cache}"]
     done = []
     with step(f"trying {len(chosen)} mutant{'' if len(chosen) == 1 else 's'}") as progress:
-        for verdict in run_mutants(chosen, options, workers):
+        for verdict in run_mutants(lab.cache, chosen, options, workers):
             done.append(verdict)
             progress.update(f"{len(done)} of {len(chosen)}: {verdict.id} {verdict.outcome}")
     hunt = Hunt(done, round(time.monotonic() - started, 1))

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal, NoReturn
 
 import msgspec
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.cache import Cache
 from harness.errors import HarnessError
 from harness.mutants import InSources, Mutant, patch
 from harness.policy import REPOSITORY
@@ -183,7 +183,9 @@ def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[Cl
 # --- running them
 
 
-def run_mutants(mutants: Sequence[Mutant], options: Sequence[str], workers: int) -> Iterator[MutantVerdict]:
+def run_mutants(
+    cache: Cache, mutants: Sequence[Mutant], options: Sequence[str], workers: int
+) -> Iterator[MutantVerdict]:
     """Run mutants, ``workers`` at a time, those that take long first; gives each verdict when it is there.
 
     Those that wait more than they work run beside them, half as many: three that work would keep each other from two
@@ -196,7 +198,7 @@ def run_mutants(mutants: Sequence[Mutant], options: Sequence[str], workers: int)
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor((workers + 1) // 2) as beside:
         futures = [
             (beside if waits(each, chosen[each.id]) else pool).submit(
-                run_mutant, each, chosen[each.id], other_tests(chosen[each.id], tests), options
+                run_mutant, cache, each, chosen[each.id], other_tests(chosen[each.id], tests), options
             )
             for each in order
         ]
@@ -230,12 +232,12 @@ def in_order(mutants: Iterable[Mutant], own: Mapping[str, Sequence[ClaimTest]]) 
 
 
 def run_mutant(
-    mutant: Mutant, own: Sequence[ClaimTest], others: Sequence[ClaimTest], options: Sequence[str]
+    cache: Cache, mutant: Mutant, own: Sequence[ClaimTest], others: Sequence[ClaimTest], options: Sequence[str]
 ) -> MutantVerdict:
     """Run a mutant's tests and those of others; what pytest says is kept in .artifacts/mutants."""
     started = time.monotonic()
-    with TemporaryDirectory(prefix="mutant-") as directory:
-        root, file = sources_of(mutant, Path(directory)), Path(directory) / "outcomes.json"
+    with cache.run_directory() as directory:
+        root, file = sources_of(mutant, directory), directory / "outcomes.json"
         arguments = [
             *("-p", "harness.plugin", "-p", "no:cacheprovider", *IGNORE_IMPORTED, *_pytest_arguments(root)),
             *(f"--vm-mutant={mutant.id}", f"--vm-outcomes={file}", *options, *(test.id for test in (*own, *others))),

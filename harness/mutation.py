@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 
@@ -110,7 +109,7 @@ class MutatedLab(Lab):
         """The mutant's plan (adapted), where ``evaluate`` gives the sound one."""
         self.sound = super().evaluate(evaluate)
         if any(isinstance(act, InPolicy) for act in self.mutant.acts):
-            directory = Path(self._stack.enter_context(TemporaryDirectory(prefix="mutant-")))
+            directory = self._stack.enter_context(self.cache.run_directory())
             self._stack.enter_context(policy_from(patch_policy(self.mutant, directory)))
         self.broken = change_plan(self.mutant, super().evaluate(evaluate))
         return self.broken
