@@ -4,7 +4,7 @@
     <root>/templates/<key>/   snapshots of booted machines
     <root>/records/<key>/     tests that passed and need not be run again for now
     <root>/verdicts/<key>     small findings (which accelerator works here)
-    <root>/run/<id>/          one running machine (or what a mutant takes) each, locked by its owner
+    <root>/run/<id>/          one running machine or one mutant's files each, locked by its owner
     <root>/locks/             one lock file per entry being made
 
 An entry is made in a temporary directory beside it and renamed into place, so that it is whole or not
@@ -134,7 +134,7 @@ class Cache:
 
     @contextmanager
     def run_directory(self) -> Iterator[Path]:
-        """A fresh directory for one running machine or one broken policy, deleted at the end.
+        """A fresh directory for one running machine or one mutant's files, deleted at the end.
 
         Its ``lock`` is held by this process. A directory whose lock is free belonged to a process that
         was killed; the next caller removes it, and its QEMU should that still run.

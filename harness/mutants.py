@@ -613,9 +613,10 @@ _mutant(
     "other-image",
     "C5",
     "The first agent runs another image than the pinned one.",
-    InGuest("""
-decoy=$(docker image ls --digests --format '{{.Repository}}@{{.Digest}}' | grep decoy)
-sed -i "s|[^ ]*@sha256:[0-9a-f]*|$decoy|" "/var/lib/tentaflake/current/agents/$a_name/start" """),
+    InGuest(
+        "decoy=$(docker image ls --digests --format '{{.Repository}}@{{.Digest}}' | grep decoy)\n"
+        f'sed -i "s|[^ ]*@sha256:[0-9a-f]*|$decoy|" {START}'
+    ),
     tests=["test_every_container_runs_the_pinned_image"],
     moment="stopped",
 )
@@ -629,7 +630,7 @@ _mutant(
 _mutant(
     "neighbour-stops-too",
     "C6",
-    "When A crashes, B is stopped.",
+    "When A starts again, as after a crash, B is stopped.",
     InGuest(f'sed -i "s|^docker rm|systemctl stop --no-block $b_unit; &|" {START}'),
     tests=["test_a_killed_agent_restarts_and_its_neighbours_do_not_notice"],
 )

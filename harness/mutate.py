@@ -288,7 +288,12 @@ def sources_of(mutant: Mutant, directory: Path) -> Path:
     if not acts:
         return REPOSITORY
     ignored = shutil.ignore_patterns(".*", "__pycache__", "result*")
-    copy = Path(shutil.copytree(REPOSITORY, directory / "sources", ignore=ignored))
+
+    def ignore(place: str, names: list[str]) -> set[str]:
+        """The cache too, which a user may have put here, and where the copy is."""
+        return {*ignored(place, names), *(name for name in names if Path(place, name) in directory.parents)}
+
+    copy = Path(shutil.copytree(REPOSITORY, directory / "sources", ignore=ignore))
     for act in acts:
         patch(copy / act.file, act, mutant)
     return copy

@@ -1,7 +1,7 @@
 """Kills what runs an agent, and tells who is still the one it was: C6."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 
 import msgspec
@@ -84,16 +84,18 @@ def crash(
 
 
 def wait_replaced(
-    host: Host, agents: Mapping[str, Agent], before: Seen, names: Iterable[str], unit: str | None
+    host: Host, agents: Mapping[str, Agent], before: Seen, names: Sequence[str], unit: str | None
 ) -> None:
     """Until each of ``names`` runs again, as another process than before.
 
     Raises ``ClaimBroken`` when ``unit`` is one that systemd will not start again.
     """
-    deadline, waited = time.monotonic() + BACK_TIMEOUT, list(names)
+    deadline = time.monotonic() + BACK_TIMEOUT
+    wanted = {name: agents[name] for name in names if name in agents}  # each look at more costs processor time
+    services = [name for name in names if name in SERVICES]
     while True:
-        now = who_runs(host, {name: agents[name] for name in waited if name in agents}, set(waited) & set(SERVICES))
-        waited = [name for name in waited if now[name] in ("", before.running[name])]
+        now = who_runs(host, wanted, services)
+        waited = [name for name in names if now[name] in ("", before.running[name])]
         if not waited:
             return
         if unit and host.check_output("systemctl show --property=SubState --value %s", unit) in ("dead", "failed"):

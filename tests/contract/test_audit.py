@@ -207,9 +207,9 @@ def test_nothing_is_lost_when_the_daemon_is_killed_again_and_again(
         order(machine.host, first, f": > {quote(first.state_dir)}/back-{number}")
         followed.wait_row(first, f"back-{number}")
         paths = {row.path for row in followed.rows()}
-        # Of which the last change (ctime) is older.
-        find = f"cd {quote(first.state_dir)} && find $PWD/steady -type f ! -newercm back-{number}"
-        assert [path for path in machine.host.check_output(find).splitlines() if path not in paths] == []
+        there = steady_files(machine, first, f"! -newercm {quote(first.state_dir)}/back-{number}")  # changed before it
+        assert there  # the control
+        assert [path for path in there if path not in paths] == []
     assert len(killed) == 3
     for agent in agents.values():
         order(machine.host, agent, f": > {quote(agent.state_dir)}/steady/stop")
@@ -219,10 +219,15 @@ def test_nothing_is_lost_when_the_daemon_is_killed_again_and_again(
     assert [row for row in read if rows.get(row.id) != (row.agent, row.path)] == []
     paths = {path for _, path in rows.values()}
     for agent in agents.values():
-        there = machine.host.check_output(f"find {quote(agent.state_dir)}/steady -type f").splitlines()
+        there = steady_files(machine, agent)
         assert len(there) > 20  # the control
         assert [path for path in there if path not in paths] == []
     check_whole(machine)
+
+
+def steady_files(machine: Machine, agent: Agent, tests: str = "") -> list[str]:
+    """What ``write_without_end`` has left so far; ``tests`` are find(1)'s."""
+    return machine.host.check_output(f"find {quote(agent.state_dir)}/steady -type f {tests}").splitlines()
 
 
 def has_more_rows(followed: Follower, before: int) -> bool:

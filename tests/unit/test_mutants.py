@@ -90,6 +90,15 @@ def test_a_mutant_of_the_sources_is_a_copy_of_them(mutant: Mutant, tmp_path: Pat
         assert (copy / act.file).read_text() != (REPOSITORY / act.file).read_text()
 
 
+def test_a_cache_in_the_repository_is_not_copied_into_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "cache" / "run" / "1"
+    directory.mkdir(parents=True)
+    (tmp_path / "flake.lock").write_text("old")
+    monkeypatch.setattr("harness.mutate.REPOSITORY", tmp_path)
+    copy = sources_of(replace(MUTANT, acts=[InSources("flake.lock", "old", "new")]), directory)
+    assert [path.name for path in copy.iterdir()] == ["flake.lock"] and (copy / "flake.lock").read_text() == "new"
+
+
 def test_words_name_the_first_the_second_and_the_last_agent() -> None:
     text = script('echo "$a_name $b_name $z_name $a_secret"', sound_plan())
     said = subprocess.run(["sh"], input=text, text=True, capture_output=True, check=True).stdout
