@@ -81,6 +81,7 @@
         pkgs.nix
         pkgs.openssh
         pkgs.qemu
+        pkgs.util-linux
       ];
 
       # A program that runs a Python module of this source. That is in the store, where nothing can be written: .artifacts go

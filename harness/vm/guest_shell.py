@@ -9,8 +9,8 @@ clock and feeds the kernel fresh randomness before anything else can draw any.
 A frame is ``kind`` (1 byte), ``id`` (4 bytes) and ``length`` (4 bytes), big endian, then ``length``
 bytes. Output travels as it was written; no output, however hostile, can look like a frame.
 
-    host to guest    H hello (JSON)     R run (JSON)     I standard input
-    guest to host    h hello (JSON)     o stdout    e stderr    x exit (JSON)
+    host to guest    H hello (GREETING)       R run (JSON)     I standard input
+    guest to host    h hello (an error, or nothing)    o stdout    e stderr    x exit (JSON)
 """
 
 import contextlib
@@ -27,6 +27,8 @@ from pathlib import Path
 
 PORT_NAME = "tentaflake.shell"
 HEADER = struct.Struct("!cII")
+GREETING = struct.Struct("!d64s")
+"""The time in seconds since 1970, and randomness. No JSON: a fork translates each program anew that it runs."""
 CHUNK = 65536
 RNDADDENTROPY = 0x40085203  # random(4)
 RNDRESEEDCRNG = 0x5207
@@ -62,15 +64,23 @@ class Port:
             data = data[os.write(self.fd, data) :]
 
 
-def hello(message: dict[str, object]) -> dict[str, object]:
-    """Make a fork a new machine: its clock (seconds since the epoch) and its randomness (hex)."""
-    time.clock_settime(time.CLOCK_REALTIME, float(str(message["time"])))
-    entropy = bytes.fromhex(str(message["entropy"]))
-    with open("/dev/random", "wb", buffering=0) as device:
-        request = struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy
-        fcntl.ioctl(device, RNDADDENTROPY, request)
+def hello(message: bytes) -> bytes:
+    """Make a fork a new machine by its ``GREETING``: its clock and its randomness. Returns what went wrong."""
+    now, entropy = GREETING.unpack(message)
+    try:
+        time.clock_settime(time.CLOCK_REALTIME, now)
+        device = os.open("/dev/random", os.O_WRONLY | os.O_CLOEXEC)
+        fcntl.ioctl(device, RNDADDENTROPY, struct.pack("ii64s", len(entropy) * 8, len(entropy), entropy))
         fcntl.ioctl(device, RNDRESEEDCRNG)
-    return {"pid": os.getpid(), "kernel": os.uname().release}
+        os.close(device)
+    except OSError as error:  # without privileges, in a test
+        return str(error).encode()
+    return b""
+
+
+def run_first() -> None:
+    """Be scheduled before all that a fork wakes, and before what starves it; what this starts is not (sched(7))."""
+    os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
@@ -184,6 +194,8 @@ def find_port() -> str:
 def main() -> None:
     # --stdio: the same program over a socket, for tests without a guest.
     stdio = sys.argv[1:] == ["--stdio"]
+    if not stdio:
+        run_first()
     port = Port(0 if stdio else os.open(find_port(), os.O_RDWR | os.O_CLOEXEC))
     stdin, stdin_of = b"", 0
     while True:
@@ -193,11 +205,7 @@ def main() -> None:
         if kind == b"I":
             stdin += payload
         elif kind == b"H":
-            try:
-                answer = hello(json.loads(payload))
-            except OSError as error:  # without privileges, in a test
-                answer = {"error": str(error)}
-            port.send(b"h", request, json.dumps(answer).encode())
+            port.send(b"h", request, hello(payload))
         elif kind == b"R":
             run(port, request, json.loads(payload), stdin)
             stdin = b""

@@ -6,7 +6,7 @@ sockets) is given per process.
 """
 
 import asyncio
-import ctypes
+import json
 import os
 import re
 import select
@@ -156,6 +156,7 @@ class Process:
     qmp: QEMUMonitorProtocol
     shell: socket.socket
     _monitor: socket.socket
+    _orders: socket.socket
     _loop: asyncio.AbstractEventLoop
     _console_seen: int = field(default=0, repr=False)
     _fatal: HarnessError | None = field(default=None, repr=False)
@@ -201,6 +202,22 @@ class Process:
                     )
                     raise self._fatal
 
+    def order(self, command: str, **arguments: Any) -> None:
+        """Have a QMP command executed as soon as QEMU can, and wait for nothing; ``wait_status`` says what it refused.
+
+        For a QEMU that is starting: it does what it is told while others start too.
+        """
+        with suppress(OSError):  # it has ended: the next look says how
+            self._orders.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+
+    def _refusals(self) -> str:
+        """What QEMU has refused of its orders."""
+        try:
+            said = self._orders.recv(1 << 16, socket.MSG_DONTWAIT).decode(errors="replace")
+        except OSError:
+            return ""
+        return "".join(f"\n  {line}" for line in said.splitlines() if '"error"' in line)
+
     def execute(self, command: str, **arguments: Any) -> Any:
         """A QMP command; raises ``GuestDied`` if QEMU went away under it."""
         try:
@@ -216,7 +233,7 @@ class Process:
         while (seen := self.execute("query-status")["status"]) != status:
             self.check()
             if time.monotonic() > deadline:
-                raise QemuFailed(f"QEMU is {seen!r}, not {status!r}, after {timeout} s")
+                raise QemuFailed(f"QEMU is {seen!r}, not {status!r}, after {timeout} s{self._refusals()}")
             time.sleep(0.002)
 
     def reset(self) -> None:
@@ -245,6 +262,7 @@ class Process:
             self.popen.kill()
         self.popen.wait()
         self.shell.close()
+        self._orders.close()
         if not self._loop.is_closed():
             with suppress(QMPError, OSError, EOFError):  # the peer is dead, as it should be
                 self.qmp.close()
@@ -283,17 +301,6 @@ def how_ended(code: int) -> str:
     return f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
 
-def _die_with_parent() -> None:
-    """In the child: be killed when the thread that started it dies (prctl(2), PR_SET_PDEATHSIG).
-
-    So QEMU is to be started from a thread that outlives it: the main one.
-    """
-    _libc.prctl(1, signal.SIGKILL)
-
-
-_libc = ctypes.CDLL(None)
-
-
 def unplugged() -> socket.socket:
     """A machine's end of a wire that has no other end: what the machine sends is lost."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -309,15 +316,17 @@ def wire_backend(end: socket.socket, name: str) -> str:
 def spawn(
     command: Sequence[str], directory: Path, output: IO[bytes], inherit: Sequence[int]
 ) -> subprocess.Popen[bytes]:
-    """Start QEMU so that it dies with this process; to be called from the main thread (see ``_die_with_parent``)."""
+    """Start QEMU so that it is killed when the thread that started it dies (prctl(2), PR_SET_PDEATHSIG): the main one.
+
+    setpriv(1) asks for that, and not this process between fork and exec: it has to copy its page tables for that.
+    """
     return subprocess.Popen(
-        command,
+        ["setpriv", "--pdeathsig=KILL", "--", *command],
         cwd=directory,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
         pass_fds=inherit,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509 (one system call; from the main thread, see there)
     )
 
 
@@ -339,6 +348,7 @@ def launch_qemu(
     them is on disk. The console is a Unix socket that may be connected and left at will.
     """
     qmp_here, qmp_there = socket.socketpair()
+    orders_here, orders_there = socket.socketpair()
     shell_here, shell_there = socket.socketpair()
     wire = wire or unplugged()
     command = [
@@ -348,12 +358,13 @@ def launch_qemu(
         *("-netdev", f"{netdev},id=management"),
         *("-netdev", wire_backend(wire, "wire")),
         *("-chardev", f"socket,id=qmp,fd={qmp_there.fileno()}"),
+        *("-chardev", f"socket,id=orders,fd={orders_there.fileno()}", "-mon", "chardev=orders,mode=control"),
         *("-chardev", f"socket,id=shell,fd={shell_there.fileno()}"),
         "-chardev",
         "socket,id=console,path=console.sock,server=on,wait=off,logfile=console.log",
     ]
-    with (directory / "qemu.log").open("wb") as log, qmp_there, shell_there, wire:
-        given = [qmp_there.fileno(), shell_there.fileno(), wire.fileno(), *inherit]
+    with (directory / "qemu.log").open("wb") as log, qmp_there, orders_there, shell_there, wire:
+        given = [qmp_there.fileno(), orders_there.fileno(), shell_there.fileno(), wire.fileno(), *inherit]
         popen = spawn(command, directory, log, given)
     (directory / "qemu.pid").write_text(str(popen.pid))
     # The monitor takes the thread's loop, or leaves one behind that nobody closes: it has its own here.
@@ -361,7 +372,8 @@ def launch_qemu(
     asyncio.set_event_loop(loop)
     monitor = QEMUMonitorProtocol(qmp_here)
     asyncio.set_event_loop(None)
-    process = Process(command, directory, popen, monitor, shell_here, qmp_here, loop)
+    process = Process(command, directory, popen, monitor, shell_here, qmp_here, orders_here, loop)
+    process.order("qmp_capabilities")
     try:
         yield process
     finally:

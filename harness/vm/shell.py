@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.errors import HarnessError
-from harness.vm.guest_shell import HEADER, pack
+from harness.vm.guest_shell import GREETING, HEADER, pack
 
 TICK = 0.2
 """Seconds between two looks at whether the guest still lives."""
@@ -93,10 +93,10 @@ class Shell:
     def greet(self, timeout: float) -> None:
         """Send what ``hello`` waits for an answer to: a start for a guest that is waited for later."""
         self._greeting = self._next_request()
-        message = {"time": time.time(), "entropy": os.urandom(64).hex()}
-        self._send(pack(b"H", self._greeting, json.dumps(message).encode()), time.monotonic() + timeout)
+        message = GREETING.pack(time.time(), os.urandom(64))
+        self._send(pack(b"H", self._greeting, message), time.monotonic() + timeout)
 
-    def hello(self, timeout: float) -> dict[str, object]:
+    def hello(self, timeout: float) -> None:
         """Wait for the shell to answer; set the guest's clock and reseed its randomness.
 
         Raises ``GuestUnresponsive`` when ``timeout`` (seconds) has passed.
@@ -109,11 +109,10 @@ class Shell:
         while True:
             kind, payload = self._receive(request, deadline, "hello")
             if kind == b"h":
-                answer = json.loads(payload)
-                assert isinstance(answer, dict)
-                if "error" in answer:
-                    raise HarnessError(f"the guest can not set its clock and randomness: {answer['error']}")
-                return answer
+                if payload:
+                    error = payload.decode(errors="replace")
+                    raise HarnessError(f"the guest can not set its clock and randomness: {error}")
+                return
 
     def run(self, command: str | Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> Result:
         """Run a shell command line, or an argument vector, as root; never raises for its exit code.

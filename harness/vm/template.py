@@ -33,7 +33,7 @@ from harness.vm.image import Image
 from harness.vm.machine import Machine
 from harness.vm.qemu import Hardware, Process, launch_qemu, start_qemu
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when templates are made in another way."""
 BOOT_TIMEOUT = 300.0
 ANSWER_TIMEOUT = 30.0
@@ -131,11 +131,10 @@ def boot_again(machine: Machine, image: Image, hardware: Hardware, words: str) -
 
 @dataclass(frozen=True)
 class Restoring:
-    """A QEMU that was started to go on where a template stopped; ``state`` is the template's, open."""
+    """A QEMU that loads a template's state, and stands still then; ``started`` is when somebody asked for it."""
 
     template: Template
     process: Process
-    state: int
     started: float
 
 
@@ -151,45 +150,54 @@ def _start_restore(
         *("-incoming", "defer"),
     ]
     disk = _drive("disk.qcow2" if share else "overlay.qcow2")
-    with (
-        (template.directory / "state").open("rb") as state,
-        launch_qemu(directory, arguments, disk=disk, netdev=NETDEV, wire=wire, inherit=[state.fileno()]) as process,
-    ):
-        yield Restoring(template, process, state.fileno(), started)
+    with (template.directory / "state").open("rb") as state:
+        given = state.fileno()
+        with launch_qemu(directory, arguments, disk=disk, netdev=NETDEV, wire=wire, inherit=[given]) as process:
+            process.order("migrate-set-capabilities", capabilities=IGNORE_SHARED_MEMORY)
+            # Nobody on a wire has to learn where a fork is. To be told five times would wake the guest's network.
+            process.order("migrate-set-parameters", **{"announce-rounds": 0})
+            process.order("migrate-incoming", uri=f"fd:{given}")
+            yield Restoring(template, process, started)
 
 
 def _resume(restoring: Sequence[Restoring]) -> Iterator[Machine]:
     """Let the machines go on, and give each when its root shell answers. No step of one waits for another's."""
-    for one in restoring:
-        one.process.connect()
-        _ignore_shared_memory(one.process)
-        one.process.execute("migrate-incoming", uri=f"fd:{one.state}")
     machines = []
     for one in restoring:
-        one.process.wait_status("paused", ANSWER_TIMEOUT)
-        one.process.execute("cont")
+        one.process.order("cont")
         machine = Machine(one.process, ssh_key=one.template.directory / "id_ed25519")
-        machine.timings["restored"] = time.monotonic() - one.started
         machine.shell.greet(ANSWER_TIMEOUT)
         machines.append(machine)
+    for one, machine in zip(restoring, machines, strict=True):
+        one.process.connect()
+        one.process.wait_status("running", ANSWER_TIMEOUT)
+        machine.timings["restored"] = time.monotonic() - one.started
     for one, machine in zip(restoring, machines, strict=True):
         machine.wait_shell(ANSWER_TIMEOUT, started=one.started)
         yield machine
 
 
-def _ignore_shared_memory(process: Process) -> None:
-    process.execute(
-        "migrate-set-capabilities",
-        capabilities=[{"capability": "x-ignore-shared", "state": True}],
-    )
+IGNORE_SHARED_MEMORY = [{"capability": "x-ignore-shared", "state": True}]
+
+
+SETTLE = """
+sync; fstrim -a 2> /dev/null; sync
+for second in 1 2 3 4 5; do
+  read -r _ _ _ _ before _ < /proc/stat; sleep 1; read -r _ _ _ _ after _ < /proc/stat
+  [ $((after - before)) -lt 180 ] || break
+done"""
+"""Ends when the guest has been idle for nearly a second (100 ticks for each processor, proc_stat(5)), or after five.
+
+Every fork would do again what the guest has put off. Its page cache stays: forks share it, and read no disk.
+"""
 
 
 def _snapshot(machine: Machine, directory: Path) -> None:
     """Stop the machine for good and write ``state``; ``ram`` and ``disk.qcow2`` are complete then."""
     process = machine.process
-    machine.run("sync; echo 1 > /proc/sys/vm/drop_caches; fstrim -a 2>/dev/null; sync").stop_if_timed_out()
+    machine.run(SETTLE).stop_if_timed_out()
     process.execute("stop")
-    _ignore_shared_memory(process)
+    process.execute("migrate-set-capabilities", capabilities=IGNORE_SHARED_MEMORY)
     process.execute("migrate", uri="exec:cat > state")
     deadline = time.monotonic() + 120
     while (status := process.execute("query-migrate").get("status")) != "completed":

@@ -12,7 +12,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.vm import qemu
-from harness.vm.qemu import GuestDied, GuestPanicked, Hardware, HostDiskFull, Process, find_qemu, start_qemu
+from harness.vm.qemu import GuestDied, GuestPanicked, Hardware, HostDiskFull, Process, QemuFailed, find_qemu, start_qemu
 from tests.unit.support import ends, line_of, open_files, python
 
 TINY = Hardware("tcg", cpus=1, memory=16)
@@ -73,6 +73,26 @@ def test_a_machine_that_is_well_passes_its_check(process: Process) -> None:
 def test_a_refused_command_is_named_with_qemus_own_words(process: Process) -> None:
     with pytest.raises(HarnessError, match=r"QEMU refused no-such-command: .*no-such-command has not been found"):
         process.execute("no-such-command")
+
+
+def test_an_order_is_executed_without_a_wait(process: Process) -> None:
+    process.order("quit")
+    assert ends(process.popen.pid)
+
+
+def test_a_refused_order_is_named_with_qemus_own_words(process: Process) -> None:
+    process.order("no-such-command")
+    process.execute("query-status")  # it has read the order by then
+    with pytest.raises(QemuFailed, match=r"(?s)not 'colo'.*no-such-command has not been found"):
+        process.wait_status("colo", 0.5)
+
+
+def test_an_order_to_a_dead_qemu_is_no_error(process: Process) -> None:
+    process.popen.kill()
+    process.popen.wait()
+    process.order("cont")
+    with pytest.raises(GuestDied):
+        process.check()
 
 
 def test_a_machine_that_does_not_get_there_is_named_with_where_it_is(process: Process) -> None:

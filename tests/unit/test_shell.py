@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from harness.errors import HarnessError
 from harness.vm import guest_shell
 from harness.vm import shell as shell_module
-from harness.vm.guest_shell import HEADER, pack
+from harness.vm.guest_shell import GREETING, HEADER, pack
 from harness.vm.shell import CommandFailed, CommandTimeout, GuestUnresponsive, Result, Shell
 from tests.unit.support import PATIENCE, PROPERTY, ends, unable_to_set_the_clock
 
@@ -370,7 +370,7 @@ def test_hello_sets_the_clock_before_it_reseeds(monkeypatch: pytest.MonkeyPatch)
     done: list[tuple[object, ...]] = []
     monkeypatch.setattr(time, "clock_settime", lambda clock, now: done.append((clock, now)))
     monkeypatch.setattr(fcntl, "ioctl", lambda _device, *request: done.append(request))
-    guest_shell.hello({"time": 1234.5, "entropy": "ab" * 64})
+    assert guest_shell.hello(GREETING.pack(1234.5, b"\xab" * 64)) == b""
     entropy = (512).to_bytes(4, sys.byteorder) + (64).to_bytes(4, sys.byteorder) + b"\xab" * 64
     assert done == [
         (time.CLOCK_REALTIME, 1234.5),
@@ -386,9 +386,9 @@ def test_hello_brings_the_hosts_time_and_fresh_entropy(pair: Sockets, impatient:
         with pytest.raises(GuestUnresponsive):
             shell.hello(0.02)
         _, _, length = HEADER.unpack(there.recv(HEADER.size))
-        messages.append(json.loads(there.recv(length)))
-    assert messages[0]["entropy"] != messages[1]["entropy"]
-    assert abs(messages[1]["time"] - time.time()) < 60
+        messages.append(GREETING.unpack(there.recv(length)))
+    assert messages[0][1] != messages[1][1]
+    assert abs(messages[1][0] - time.time()) < 60
 
 
 def test_a_result_shows_bytes_that_are_no_text() -> None:
