@@ -24,7 +24,8 @@ from harness.lab import Lab
 from harness.policy import POLICY, Plan, evaluate, evaluate_many
 from harness.progress import step
 from harness.strategies import Written
-from harness.vm.template import BOOT_TIMEOUT, power_on
+from harness.vm.machine import Machine
+from harness.vm.template import BOOT_TIMEOUT, fork_together, power_on
 
 REPOSITORY = POLICY.parent.parent
 BATCH = 500
@@ -95,6 +96,28 @@ def fork_ssh(lab: Lab, plan: Plan) -> float:
         return time.monotonic() - started
 
 
+CROWD = 32
+
+
+def crowd_ready(lab: Lab, plan: Plan) -> float:
+    """``CROWD`` machines forked at once: the first QEMU started to the last first answer."""
+    return _fork_crowd(lab, plan)[0]
+
+
+def crowd_memory(lab: Lab, plan: Plan) -> float:
+    """Memory that each of ``CROWD`` machines has of its own (private dirty pages), when all have answered."""
+    return _fork_crowd(lab, plan)[1]
+
+
+def _fork_crowd(lab: Lab, plan: Plan) -> tuple[float, float]:
+    template = lab.activated(plan)
+    started = time.monotonic()
+    with fork_together(lab.cache, [(template, None)] * CROWD) as forks:
+        machines = list(forks)
+        seconds = time.monotonic() - started
+        return seconds, sum(map(private_memory, machines)) / CROWD
+
+
 def network_ready(lab: Lab, plan: Plan) -> float:
     """Four machines on a wire: the first QEMU started to each having had an answer of every other, by IPv4 and IPv6."""
     stations = {"host": HOST, **STATIONS}
@@ -149,12 +172,17 @@ def pytest_first_result(lab: Lab, plan: Plan) -> float:
 
 
 def fork_memory(lab: Lab, plan: Plan) -> float:
-    """Memory that a fork has of its own (private dirty pages), one second after its first answer."""
+    """Memory that a fork has of its own, one second after its first answer."""
     with lab.machine(plan) as machine:
         machine.run("sleep 1").check()
-        text = Path(f"/proc/{machine.process.popen.pid}/smaps_rollup").read_text()
-        dirty = next(line for line in text.splitlines() if line.startswith("Private_Dirty:"))
-        return int(dirty.split()[1]) / 1024
+        return private_memory(machine)
+
+
+def private_memory(machine: Machine) -> float:
+    """Private dirty pages of its QEMU (proc_pid_smaps(5)), in MiB."""
+    text = Path(f"/proc/{machine.process.popen.pid}/smaps_rollup").read_text()
+    dirty = next(line for line in text.splitlines() if line.startswith("Private_Dirty:"))
+    return int(dirty.split()[1]) / 1024
 
 
 def policy_eval_single(lab: Lab, plan: Plan) -> float:
@@ -211,6 +239,8 @@ METRICS: dict[str, tuple[str, Callable[[Lab, Plan], float]]] = {
     "fork_first_answer": ("s", fork_first_answer),
     "fork_ssh": ("s", fork_ssh),
     "network_ready": ("s", network_ready),
+    "crowd_ready": ("s", crowd_ready),
+    "crowd_memory": ("MiB", crowd_memory),
     "command": ("ms", command),
     "pytest_first_result": ("s", pytest_first_result),
     "fork_memory": ("MiB", fork_memory),

@@ -6,6 +6,7 @@ where apt knows none), with no privilege but those mmdebstrap finds (root, or us
 
 import io
 import json
+import lzma
 import os
 import re
 import secrets
@@ -24,7 +25,9 @@ from harness.guests.bootstrap import SMALL, SUITE, bootstrap, installed
 from harness.guests.canaries import canaries
 from harness.policy import Plan, substitute_image
 from harness.progress import step
+from harness.vm import initramfs
 from harness.vm.image import Image
+from harness.vm.initramfs import DIRECTORY, FILE, PROGRAM, Entry, pack_initramfs
 from harness.vm.machine import Machine
 from harness.vm.shell import CommandFailed
 
@@ -42,7 +45,7 @@ PYTHONPATH=/usr/lib/tentaflake/auditd exec python3 -m hermes_auditd.cli "$@"
 PACKAGES = """
     systemd systemd-sysv udev dbus kmod procps util-linux iproute2 iputils-ping ca-certificates
     linux-image-cloud-amd64 initramfs-tools zstd
-    docker.io docker-cli iptables nftables quota openssh-server age busybox-static
+    docker.io docker-cli crun iptables nftables quota openssh-server age busybox-static
     python3
     nmap python3-scapy wireguard-tools dnsmasq-base
 """.split()
@@ -51,7 +54,30 @@ MASKED_GENERATORS = [
     f"systemd-{name}-generator"
     for name in "debug getty gpt-auto hibernate-resume rc-local run ssh system-update sysv tpm2".split()
 ]
+# What udev would load for the emulated processor and board, and no test needs: half of a minute of a boot under TCG.
+UNUSED_MODULES = """
+    ahci i2c_i801 kvm_amd kvm_intel lpc_ich powernow_k8 psmouse serio_raw
+    aesni_intel crc32_pclmul crct10dif_pclmul ghash_clmulni_intel sha1_ssse3 sha256_ssse3 sha512_ssse3
+""".split()
+# For machines with a TPM, with a battery, with an initrd of systemd's own. systemd reads all of its units again at each
+# daemon-reload, that is at every switch: without these, and those that only they mention, it has half as many.
+LEFT_OUT_UNITS = """
+    initrd system-update systemd-battery systemd-bsod systemd-confext systemd-creds systemd-fsck systemd-hibernate
+    systemd-pcr systemd-quotacheck systemd-storagetm systemd-sysext systemd-tpm2 tpm2
+""".split()
 DEPLOYMENT_UNITS = ("tentaflake-generation.service", "tentaflake-recover.service")
+EARLY_MODULES = ("virtio_blk", "quota_tree", "quota_v2")
+"""What the kernel needs for its disk, in this order: with user quotas on it, their format too."""
+INIT = """\
+#!/bin/busybox sh
+set -e
+busybox() {{ /bin/busybox "$@"; }}
+busybox mount -t devtmpfs none /dev
+for module in {modules}; do busybox insmod /$module.ko; done
+busybox mount -t ext4 -o rw,usrquota /dev/vda /root
+busybox mount --move /dev /root/dev
+exec /bin/busybox switch_root /root /sbin/init
+"""
 PROBE_IMAGE = "usr/lib/tentaflake/probe.tar"
 ARCHIVE = "/var/tmp/image.tar.gz"
 PIECE = 4 << 20
@@ -73,6 +99,7 @@ CONTENT: dict[str, tuple[int, Path | str]] = {
     **{f"usr/lib/tentaflake/auditd/{AUDITD.name}/{path.name}": (0o644, path) for path in sorted(AUDITD.glob("*.py"))},
     "usr/bin/hermes-audit": (0o755, AUDIT_COMMAND),
     "etc/systemd/system/tentaflake-shell.service": (0o644, FILES / "tentaflake-shell.service"),
+    "etc/systemd/system/tentaflake-emulated.service": (0o644, FILES / "tentaflake-emulated.service"),
     "etc/systemd/system-generators/tentaflake": (0o755, FILES / "unit-generator"),
     **{f"etc/systemd/system/{name}": (0o644, FILES / name) for name in DEPLOYMENT_UNITS},
     "etc/hostname": (0o644, "agent-host\n"),
@@ -80,7 +107,9 @@ CONTENT: dict[str, tuple[int, Path | str]] = {
     "etc/systemd/system/tentaflake-resolver.service": (0o644, FILES / "tentaflake-resolver.service"),
     "etc/resolv.conf": (0o644, "nameserver 127.0.0.1\n"),
     RESOLVERS.lstrip("/"): (0o644, ""),
-    "etc/fstab": (0o644, "/dev/vda / ext4 defaults 0 1\n"),
+    # A check would wait for udev; the kernel replays the journal by itself.
+    "etc/fstab": (0o644, "/dev/vda / ext4 defaults 0 0\n"),
+    "etc/modprobe.d/tentaflake.conf": (0o644, "".join(f"blacklist {name}\n" for name in UNUSED_MODULES)),
     # The harness's way in, and no way out.
     "etc/systemd/network/management.network": (0o644, _network("eth0", "10.0.2.15/24", "fec0::15/64")),
     "etc/systemd/network/lan.network": (
@@ -112,10 +141,16 @@ ExecStartPre=/usr/sbin/sshd -t
     "etc/sysctl.d/60-tentaflake.conf": (0o644, "kernel.panic_on_oops=1\n"),
     "etc/tentaflake-tts/config.json": (0o644, speech.CONFIG),
 }
-MASKED = (
-    "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer "
-    "systemd-networkd-wait-online.service systemd-firstboot.service"
-).split()
+MASKED = """
+    apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
+    systemd-networkd-wait-online.service systemd-firstboot.service
+    getty@tty1.service ldconfig.service modprobe@configfs.service modprobe@drm.service modprobe@efi_pstore.service
+    modprobe@fuse.service proc-sys-fs-binfmt_misc.automount sys-fs-fuse-connections.mount sys-kernel-config.mount
+    systemd-binfmt.service systemd-hwdb-update.service systemd-journal-catalog-update.service
+    systemd-network-generator.service systemd-networkd-persistent-storage.service systemd-pstore.service
+    systemd-sysusers.service systemd-udev-load-credentials.service systemd-update-done.service
+""".split()
+"""Units that a boot would start, and no test needs."""
 ENABLED = "systemd-networkd ssh serial-getty@ttyS0".split()
 # The plan says how Docker is set up and starts it, behind the firewall.
 DISABLED = "docker.service docker.socket containerd.service nftables.service".split()
@@ -140,6 +175,7 @@ class DebianGuest:
             generators=generators,
             probe=[_content(Path(path)) for path in (oci.__file__, probe_image.__file__)],
             speech=speech.disk_key(),
+            early=[EARLY_MODULES, INIT, _content(Path(initramfs.__file__))],
         )
 
     def build(self, cache: Cache) -> Image:
@@ -233,11 +269,6 @@ def _content(source: Path | str) -> str:
 
 def _mmdebstrap_options() -> list[str]:
     """What decides the root file system, but for the mirror and its packages' present versions."""
-    early = (
-        'mkdir -p "$1/etc/initramfs-tools/conf.d" && '
-        'printf "MODULES=list\\nCOMPRESS=zstd\\n" > "$1/etc/initramfs-tools/conf.d/tentaflake" && '
-        'printf "virtio_pci\\nvirtio_blk\\next4\\nquota_tree\\nquota_v2\\n" > "$1/etc/initramfs-tools/modules"'
-    )
     late = [
         f'chroot "$1" systemctl {verb} -q {" ".join(units)}'
         for verb, units in (("enable", ENABLED), ("disable", DISABLED), ("mask", MASKED))
@@ -249,7 +280,8 @@ def _mmdebstrap_options() -> list[str]:
         "--format=tar",
         f"--include={','.join(PACKAGES)}",
         *SMALL,
-        f"--essential-hook={early}",
+        *(f"--dpkgopt=path-exclude=/usr/lib/systemd/system/*{name}*" for name in LEFT_OUT_UNITS),
+        "--dpkgopt=path-exclude=/etc/kernel/postinst.d/initramfs-tools",  # we make our own
         *(f"--customize-hook={hook}" for hook in late),
     ]
 
@@ -274,11 +306,11 @@ def _make_image(cache: Cache, directory: Path) -> None:
     root = cache.make("roots", _root_key(), _make_root) / "root.tar"
     with step("building the Debian guest: disk"):
         with tarfile.open(root) as tar:
-            kernel, initrd, busybox, status = _extract(
-                tar, (r"boot/vmlinuz-.+", r"boot/initrd\.img-.+", r"usr/bin/busybox", r"var/lib/dpkg/status")
-            )
+            fixed = (r"boot/vmlinuz-.+", r"usr/bin/busybox", r"var/lib/dpkg/status")
+            wanted = (*fixed, *map(_module_pattern, EARLY_MODULES))
+            kernel, busybox, status, *modules = _extract(tar, wanted)
         (directory / "vmlinuz").write_bytes(kernel)
-        (directory / "initrd").write_bytes(initrd)
+        (directory / "initrd").write_bytes(_make_initramfs(busybox, [lzma.decompress(module) for module in modules]))
         (directory / "busybox").write_bytes(busybox)
         (directory / "busybox").chmod(0o755)
         images = probe_image.build(busybox, _applets(directory / "busybox"))
@@ -292,6 +324,18 @@ def _make_image(cache: Cache, directory: Path) -> None:
         "images": {"probe": images.probe, "decoy": images.decoy},
     }
     (directory / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+
+
+def _module_pattern(name: str) -> str:
+    return rf"usr/lib/modules/.+/{name}\.ko\.xz"
+
+
+def _make_initramfs(busybox: bytes, modules: Sequence[bytes]) -> bytes:
+    """What mounts the disk and starts systemd. Debian's own starts a udev for it, and takes a sixth of a boot."""
+    files = [Entry(f"{name}.ko", FILE, module) for name, module in zip(EARLY_MODULES, modules, strict=True)]
+    directories = [Entry(name, DIRECTORY) for name in ("bin", "dev", "root")]
+    init = Entry("init", PROGRAM, INIT.format(modules=" ".join(EARLY_MODULES)).encode())
+    return pack_initramfs([*directories, Entry("bin/busybox", PROGRAM, busybox), init, *files])
 
 
 def _applets(busybox: Path) -> list[str]:

@@ -4,7 +4,6 @@
 with a five-line init is booted under a time limit; only a line that it prints counts.
 """
 
-import io
 import json
 import os
 import time
@@ -15,6 +14,7 @@ from harness.cache import Cache, explain_disk_errors, key_of
 from harness.errors import HarnessError
 from harness.progress import step
 from harness.vm.image import Image
+from harness.vm.initramfs import DIRECTORY, PROGRAM, Entry, pack_initramfs
 from harness.vm.qemu import Hardware, host_cpu, qemu_version, start_qemu
 
 CHOICES = ("auto", "kvm", "tcg")
@@ -113,11 +113,6 @@ def _alive(directory: Path) -> bool:
 
 
 def tiny_initrd(busybox: bytes) -> bytes:
-    """An initramfs (cpio newc) with a busybox and an init that says it lives and powers off."""
-    archive = io.BytesIO()
-    files = [("bin", 0o40755, b""), ("dev", 0o40755, b""), ("bin/busybox", 0o100755, busybox), ("init", 0o100755, INIT)]
-    for inode, (name, mode, data) in enumerate([*files, ("TRAILER!!!", 0, b"")], start=1):
-        fields = (inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
-        header = b"070701" + b"".join(b"%08X" % value for value in fields) + name.encode() + b"\0"
-        archive.write(header + bytes(-len(header) % 4) + data + bytes(-len(data) % 4))
-    return archive.getvalue()
+    """An initramfs with a busybox and an init that says it lives and powers off."""
+    directories = [Entry("bin", DIRECTORY), Entry("dev", DIRECTORY)]
+    return pack_initramfs([*directories, Entry("bin/busybox", PROGRAM, busybox), Entry("init", PROGRAM, INIT)])
