@@ -1,5 +1,10 @@
 # The host as a whole: Docker, the slice that all agents are in, and the resolver that agents' look-ups go through.
-{ config, lib, ... }:
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
   inherit (config.tentaflake) plan;
 in
@@ -13,6 +18,7 @@ in
       enable = lib.mkDefault (plan.agents != { });
       # Docker's own default, as in the Debian guest; NixOS' depends on system.stateVersion. An agent's unit restarts its
       # container with Docker, so there is nothing to keep alive (nixos/modules/virtualisation/docker.nix).
+      extraPackages = [ pkgs.crun ];
       daemon.settings = lib.mkMerge [
         plan.docker.settings
         { live-restore = false; }

@@ -34,6 +34,10 @@ let
     userland-proxy = false;
     no-new-privileges = true;
     log-driver = "journald";
+    # A small program in C starts a container in a sixth less time than runc, which copies itself into memory first. It is
+    # found in the daemon's PATH.
+    default-runtime = "crun";
+    runtimes.crun.path = "crun";
     # What `--init` puts before an image's own command.
     init-path = secrets.init.path;
   };

@@ -200,6 +200,7 @@ in
 
     virtualisation.docker.enable = flag;
     virtualisation.docker.package = option types.package;
+    virtualisation.docker.extraPackages = optional (types.listOf types.package) [ ];
     virtualisation.docker.daemon.settings = mkOption {
       default = { };
       type = types.submodule {

@@ -10,6 +10,7 @@ let
   script = name: text: package name // { outPath = "«${text}»"; };
   names = [
     "coreutils"
+    "crun"
     "diffutils"
     "docker"
     "findutils"
