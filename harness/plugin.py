@@ -258,6 +258,7 @@ GROUPS = {
     "restarted",
     "crashes",
     "fleet_stage",
+    "killed_hosts",
     "boot",
     "refused",
     "searched",
