@@ -71,9 +71,7 @@ def _complete(engine: str, number: int, said: int | None, total: int | None) -> 
             f"{engine} says that this is shard {number}, and not of how many", hint=f"set {TOTAL}=N, or --shard /N"
         )
     if said and total and said != total:
-        raise HarnessError(
-            f"{engine} has {said} parallel jobs, and {total} shards were asked for", hint="make them one"
-        )
+        raise HarnessError(f"{engine} has {said} parallel jobs, and {total} shards are asked for", hint="make them one")
     return Shard(number, said or total or 0)
 
 

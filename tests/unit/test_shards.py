@@ -65,7 +65,7 @@ def test_each_engine_says_which_part_this_is(environment: Mapping[str, str], sha
         ("auto", KUBERNETES, "Kubernetes says that this is shard 3, and not of how many.*TENTAFLAKE_SHARDS=N"),
         ("/2", KUBERNETES, "shard 3/2: there is no such part"),
         ("auto", {**KUBERNETES, "TENTAFLAKE_SHARDS": "x"}, "TENTAFLAKE_SHARDS is 'x'"),
-        ("/4", GITLAB, "GitLab has 3 parallel jobs, and 4 shards were asked for"),
+        ("/4", GITLAB, "GitLab has 3 parallel jobs, and 4 shards are asked for"),
         ("auto", {**GITLAB, "CI_NODE_INDEX": ""}, "CI_NODE_INDEX is ''"),
         ("auto", {"CI_NODE_INDEX": "4", "CI_NODE_TOTAL": "3"}, "shard 4/3"),
         ("auto", {"BUILDKITE_PARALLEL_JOB": "1"}, "BUILDKITE_PARALLEL_JOB_COUNT is ''"),
