@@ -49,7 +49,7 @@ from harness.probes.sharing import run_sharing
 from harness.probes.stage import set_stage
 from harness.probes.ways import WAYS, plan_attempts, writes
 from harness.records import Records
-from harness.report import Collector
+from harness.report.collect import Collector
 from harness.selection import Selection
 from harness.shards import Shard, parse_shard
 from harness.timing import FixtureClock, Recorder
