@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -27,12 +26,13 @@ from harness import bench as benchmarks
 from harness import deploy
 from harness import secrets as agefiles
 from harness.contract import find_claim
-from harness.durations import COMMITTED, read_durations
+from harness.durations import COMMITTED, commit_durations, read_durations, read_recorded
 from harness.errors import HarnessError
 from harness.guests.canaries import canaries
+from harness.hunt import hunt_mutants, take_part
 from harness.lab import Lab, Settings, settings
 from harness.mutants import MUTANTS, find_mutant, mutants_of
-from harness.mutate import Hunt, list_table, print_hunt, run_mutants
+from harness.mutate import list_table, print_hunt
 from harness.nixpkgs import find_nixpkgs, options_page
 from harness.plugin import REPOSITORY, ssh_command
 from harness.policy import Plan, evaluate_flake, evaluate_specs, read_host, reference_plan
@@ -249,6 +249,8 @@ def mutate(
     workers: Annotated[
         int, typer.Option("--workers", "-n", min=1, help="Mutants at once, besides half as many that wait.")
     ] = 2,
+    shard: ShardOption = None,
+    durations: DurationsOption = COMMITTED,
     guest: GuestOption = DEFAULTS.guest,
     accel: AccelOption = DEFAULTS.accel,
     cache: CacheOption = DEFAULTS.cache,
@@ -262,25 +264,21 @@ def mutate(
     Exits 0 when all are killed, 1 when one survives, 2 when one could not be tried. docs/writing-a-claim.md says how to
     write one; `pytest --vm-mutant ID` runs any test on a broken host.
     """
-    started = time.monotonic()
     for each in claim or []:
         find_claim(each)
     named = [find_mutant(each) for each in mutant or []]
-    chosen = named + (mutants_of(claim or []) if claim or not named else [])
+    part = parse_shard(shard)
+    chosen = take_part(
+        named + (mutants_of(claim or []) if claim or not named else []), part, read_durations(durations, guest)
+    )
     console = Console(highlight=False, emoji=False, stderr=str(json_file) == "-")
     if listing:
         console.print(list_table(chosen))
         return
     check_place(json_file)
     lab = Lab(settings(guest=guest, accel=accel, cache=cache))
-    lab.activated(lab.adapt(read_plan(None, None)))
     options = [f"--vm-guest={guest}", f"--vm-accel={accel}", f"--vm-cache={cache}"]
-    done = []
-    with step(f"trying {len(chosen)} mutant{'' if len(chosen) == 1 else 's'}") as progress:
-        for verdict in run_mutants(lab.cache, chosen, options, workers):
-            done.append(verdict)
-            progress.update(f"{len(done)} of {len(chosen)}: {verdict.id} {verdict.outcome}")
-    hunt = Hunt(done, round(time.monotonic() - started, 1))
+    hunt = hunt_mutants(lab, chosen, options, workers, lambda: read_plan(None, None), part)
     print_hunt(console, hunt, MUTANTS)
     write_json(json_file, hunt)
     raise typer.Exit(hunt.exit_code)
@@ -629,11 +627,13 @@ def fuzz(
         Path, typer.Option("--tests", help="Where a test is written for what is found.", metavar="DIR")
     ] = REPOSITORY / "tests" / "fuzz",
     live: Annotated[bool, typer.Option("--live", help="Change, break and attack running machines instead.")] = False,
+    shard: ShardOption = None,
     accel: AccelOption = DEFAULTS.accel,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
     """Throw random hosts at the policy, until the time is up; or random changes, faults and attacks at running hosts.
 
+    Shards of one --seed try what one run would, each its part; without a seed each draws its own hosts.
     What breaks one is made small, printed as an agents.nix and written as a test. Exits 1 if anything was found, 2 if
     nothing could be tried; after Ctrl-C it says what there is so far, and exits 130.
     The cache keeps such hosts as a corpus that is tried first the next time.
@@ -647,6 +647,7 @@ def fuzz(
             "--only names properties of the policy, and --live tries running hosts", hint="leave one out"
         )
     chosen = [find_property(each).name for each in only or []]
+    part = parse_shard(shard)
     console = Console(highlight=False, emoji=False, stderr=str(json_file) == "-")
     if listing:
         print_properties(console)
@@ -659,9 +660,9 @@ def fuzz(
     with step(f"fuzzing {'running hosts' if live else 'the policy'} for {minutes:g} min") as progress:
         corpus = lab.cache.root / "corpus"
         if live:
-            report = run.fuzz_live(lab, minutes, corpus, tests, progress, seed)
+            report = run.fuzz_live(lab, minutes, corpus, tests, progress, seed, part)
         else:
-            report = run.fuzz(minutes, corpus, tests, progress, seed, chosen)
+            report = run.fuzz(minutes, corpus, tests, progress, seed, chosen, part)
     print_fuzzing(console, report)
     write_json(json_file, report)
     if report.is_empty and not report.interrupted:
@@ -719,7 +720,32 @@ def print_fuzzing(console: Console, report: Any) -> None:
         console.print(f"[red]it ended before its time:[/red] {escape(report.trouble)}", soft_wrap=True)
     console.print(
         f"{report.seconds:.0f} s, {len(report.findings)} found{', interrupted' if report.interrupted else ''}"
+        + (f", shard {report.shard}" if report.shard else "")
     )
+
+
+@app.command("durations")
+def show_durations(
+    write: Annotated[bool, typer.Option("--write", help="Write them, for shards.")] = False,
+    target: Annotated[Path, typer.Argument(help="Where to.", metavar="FILE")] = COMMITTED,
+    guest: GuestOption = DEFAULTS.guest,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
+    """Print what tests and shared fixtures took here the last time, the longest first.
+
+    --write makes the file of them by which shards are balanced: commit it, so that all shards have the same.
+    """
+    lab = Lab(settings(guest=guest, cache=cache))
+    if write:
+        check_place(target)
+        print(f"{target}: {commit_durations(lab.cache, target)} tests")
+        return
+    known = read_recorded(lab.cache, guest)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for kind in ("runs", "fixtures", "mutants", "tests"):
+        for name, seconds in sorted(getattr(known, kind).items(), key=lambda item: -item[1]):
+            table.add_row(kind.removesuffix("s"), f"{seconds:.1f} s", escape(name))
+    Console(highlight=False, emoji=False).print(table)
 
 
 @app.command()
