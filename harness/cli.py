@@ -741,11 +741,9 @@ def show_durations(
         print(f"{target}: {commit_durations(lab.cache, target)} tests")
         return
     known = read_recorded(lab.cache, guest)
-    table = Table(box=None, show_header=False, pad_edge=False)
     for kind in ("runs", "fixtures", "mutants", "tests"):
         for name, seconds in sorted(getattr(known, kind).items(), key=lambda item: -item[1]):
-            table.add_row(kind.removesuffix("s"), f"{seconds:.1f} s", escape(name))
-    Console(highlight=False, emoji=False).print(table)
+            print(f"{seconds:8.1f} s  {kind.removesuffix('s'):8}{name}")
 
 
 @app.command()

@@ -1,10 +1,11 @@
 """``harness mutate``: all mutants, or a shard's, tried on one plan, with what is known as soon as it is."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from rich.console import Console
 from rich.text import Text
 
 from harness.cache import CacheUnusable
@@ -14,7 +15,7 @@ from harness.lab import Lab
 from harness.mutants import Mutant
 from harness.mutate import STYLES, Hunt, MutantVerdict, run_mutants
 from harness.policy import Plan
-from harness.report.live import Board, show_board
+from harness.report.live import Board, describe_seconds, show_board
 from harness.schedule import Unit, deal_units
 from harness.shards import Shard
 
@@ -60,6 +61,14 @@ class Tally:
         return words
 
 
+def announce(plan: Plan, expected: Mapping[str, float], workers: int) -> None:
+    """Say on stderr what begins, before what it needs is made."""
+    left = describe_seconds(sum(expected.values()) / workers)
+    count = f"{len(expected)} mutant{'' if len(expected) == 1 else 's'}"
+    text = f"{count} of plan {plan.digest[:12]}, about {left} once the host is there"
+    Console(stderr=True, highlight=False, emoji=False).print(text, markup=False, soft_wrap=True)
+
+
 def hunt_mutants(
     lab: Lab,
     mutants: Sequence[Mutant],
@@ -76,10 +85,12 @@ def hunt_mutants(
     started = time.monotonic()
     plan = evaluate()
     known = read_recorded(lab.cache, lab.settings.guest).mutants
+    expected = {each.id: known.get(each.id, UNKNOWN) for each in mutants}
+    announce(plan, expected, workers)
+    lab.activated(lab.adapt(plan))
     # Those beside wait, and are no part of what keeps the processors busy.
     with show_board("trying mutants", workers) as board:
-        board.expect({each.id: known.get(each.id, UNKNOWN) for each in mutants})
-        lab.activated(lab.adapt(plan))
+        board.expect(expected)
         tally = Tally(board, mutants)
         for verdict in run_mutants(lab.cache, mutants, options, workers, board):
             tally.add(verdict)

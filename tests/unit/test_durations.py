@@ -5,10 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from harness import durations
 from harness.cache import Cache
+from harness.cli import app
 from harness.durations import (
+    COMMITTED,
     UNKNOWN,
     UNKNOWN_LONG,
     Durations,
@@ -101,3 +104,17 @@ def test_what_is_committed_is_what_takes_long_in_order(cache: Cache, tmp_path: P
 def test_nothing_recorded_is_nothing_to_commit(cache: Cache, tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="has no durations"):
         commit_durations(cache, tmp_path / "target.json")
+
+
+def test_the_command_lists_them_and_writes_what_is_to_be_committed(cache: Cache, tmp_path: Path) -> None:
+    record_durations(cache, "debian", Durations({"t.py::test_a[x y]": 7.0}, {"stage": 9.0}))
+    target = tmp_path / "target.json"
+    shown = CliRunner().invoke(app, ["durations", f"--cache={cache.root}"])
+    assert shown.output.splitlines() == ["     9.0 s  fixture stage", "     7.0 s  test    t.py::test_a[x y]"]
+    written = CliRunner().invoke(app, ["durations", "--write", str(target), f"--cache={cache.root}"])
+    assert written.output == f"{target}: 1 tests\n"
+    assert read_durations(target, "debian").fixtures == {"stage": 9.0}
+
+
+def test_what_is_committed_can_be_read() -> None:
+    read_durations(COMMITTED, "debian")

@@ -1,11 +1,13 @@
 """Which part is this machine's: what a user says, and what CI engines say of their parallel jobs."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from harness.errors import HarnessError
 from harness.shards import Shard, parse_shard
+from tests.unit.test_report import harness
 
 GITLAB = {"CI_NODE_INDEX": "2", "CI_NODE_TOTAL": "3"}
 BUILDKITE = {"BUILDKITE_PARALLEL_JOB": "0", "BUILDKITE_PARALLEL_JOB_COUNT": "3"}
@@ -82,3 +84,16 @@ def test_what_an_engine_does_not_say_is_one_error(text: str, environment: Mappin
 
 def test_engines_that_say_the_same_are_one() -> None:
     assert parse_shard("auto", {**GITLAB, "JOB_COMPLETION_INDEX": "1", "TENTAFLAKE_SHARDS": "3"}) == Shard(2, 3)
+
+
+@pytest.mark.parametrize("command", ["verify", "mutate", "fuzz"])
+def test_each_command_refuses_a_shard_that_is_none_before_it_does_anything(command: str, tmp_path: Path) -> None:
+    done = harness(command, "--shard", "3/2", "--cache", tmp_path / "cache")
+    assert done.returncode == 2 and "shard 3/2: there is no such part" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "cache").exists()
+
+
+def test_durations_that_are_none_are_refused_before_anything_is_done(tmp_path: Path) -> None:
+    done = harness("verify", "--durations", tmp_path / "none.json", "--cache", tmp_path / "cache")
+    assert done.returncode == 2 and "has no durations" in " ".join(done.stderr.split()), done.stderr
+    assert not (tmp_path / "cache").exists()
