@@ -360,7 +360,7 @@ def print_hunt(console: Console, hunt: Hunt, mutants: Mapping[str, Mutant]) -> N
         console.print(f"{each.seconds:6.1f} s  {each.id}", markup=False)
     counts = {name: sum(each.outcome == name for each in hunt.mutants) for name in STYLES}
     worst: MutantOutcome = "survived" if counts["survived"] else "untried" if counts["untried"] else "killed"
-    shard = f"; shard {hunt.shard}, the others have more" if hunt.shard else ""
+    shard = f"; shard {hunt.shard}, the others have more" if hunt.shard not in ("", "1/1") else ""
     summary = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     console.print(Text.assemble((summary or "no mutant", STYLES[worst]), f"; {hunt.seconds:.0f} s{shard}"))
 

@@ -136,6 +136,11 @@ class Verdict(msgspec.Struct, frozen=True):
         return EXIT_UNTRIED if "untried" in verdicts else EXIT_HELD
 
     @property
+    def is_part(self) -> bool:
+        """Whether other shards have more; one of one has all."""
+        return self.shard is not None and self.shard.total > 1
+
+    @property
     def counts(self) -> dict[Outcome, int]:
         """How many claims have each verdict that any has, in the order of ``STYLES``."""
         found = [claim.verdict for claim in self.claims]
@@ -278,13 +283,16 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
             + (f", from {verdict.parts} shards" if verdict.parts else ""),
         )
     )
-    if verdict.shard:
-        console.print(describe_part(verdict.shard), soft_wrap=True)
+    if verdict.is_part:
+        console.print(describe_part(verdict), soft_wrap=True)
     print_records(console, verdict)
 
 
-def describe_part(part: Part) -> str:
-    """What a shard's verdict is not."""
+def describe_part(verdict: Verdict) -> str:
+    """What a shard's verdict is not; nothing of a whole one."""
+    part = verdict.shard
+    if part is None or not verdict.is_part:
+        return ""
     return (
         f"This is shard {part}, with {len(part.tests)} tests: no verdict of the whole. "
         "`harness report --merge JSON…` makes one of all shards' verdicts."

@@ -53,7 +53,7 @@ def page_of(verdict: Verdict) -> str:
         verdict=verdict,
         overall=OVERALL[verdict.worst],
         worst=verdict.worst,
-        part=describe_part(verdict.shard) if verdict.shard else "",
+        part=describe_part(verdict),
         claims=[_claim(verdict, number) for number in range(len(verdict.claims))],
         columns=columns,
         rows=[

@@ -19,7 +19,7 @@ def summary_of(verdict: Verdict) -> str:
         f"{len(verdict.matrix)} attempts in {verdict.timings['total']:.0f} s, {where}: {plain(accelerator['reason'])}"
         + (f", from {verdict.parts} shards" if verdict.parts else ""),
         "",
-        *([plain(describe_part(verdict.shard)), ""] if verdict.shard else []),
+        *([plain(describe_part(verdict)), ""] if verdict.is_part else []),
         "| claim | verdict | tests | |",
         "|---|---|---|---|",
     ]

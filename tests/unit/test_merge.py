@@ -209,6 +209,13 @@ def test_a_shards_verdict_says_that_it_is_no_verdict_of_the_whole(files: list[Pa
     assert "| D2 | partial | 1 of 3 |" in summary_of(part(1)) and "no verdict of the whole" in summary_of(part(1))
 
 
+def test_one_shard_of_one_is_the_whole_and_can_be_merged_all_the_same() -> None:
+    runs = {test: Result("held", 1.0) for tests in TESTS.values() for test in tests}
+    alone = changed(part(1), shard=Part(1, 1, "whole", list(runs), WHOLE), tests=runs)
+    assert not alone.is_part and "no verdict" not in page_of(alone) + summary_of(alone)
+    assert merge(alone).parts == 1
+
+
 def test_the_slowest_tests_are_named_with_their_seconds(files: list[Path]) -> None:
     done = harness("report", files[2])
     assert "slowest tests" in done.stdout and "3.0 s" in done.stdout
