@@ -66,16 +66,16 @@ def order_units(units: Sequence[Unit], workers: int) -> list[Unit]:
     costs = cost_units(units)
     cheap = order_by_claims(units, costs)
     first = [unit for unit in cheap if cheap[0].claims & unit.claims] if cheap else []
-    rest = [unit for unit in cheap if unit not in first]
+    rest = [unit for unit in cheap if not cheap[0].claims & unit.claims]
     head, tail = _split_half(rest, costs)
     longest_first = sorted(units, key=lambda unit: -costs[unit.key])
     limit = TOLERANCE * simulate(longest_first, costs, workers)
-    early: list[Unit] = []
-    while True:
-        order = [*first, *early, *head, *tail]
-        if not tail or simulate(order, costs, workers) <= limit:
+    early = 0
+    while True:  # none of the longest, one, two, four … all
+        order = [*first, *tail[:early], *head, *tail[early:]]
+        if early >= len(tail) or simulate(order, costs, workers) <= limit:
             return order
-        early.append(tail.pop(0))
+        early = max(1, 2 * early)
 
 
 def cost_units(units: Iterable[Unit]) -> dict[str, float]:
