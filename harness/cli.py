@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -26,16 +26,20 @@ from harness import bench as benchmarks
 from harness import deploy
 from harness import secrets as agefiles
 from harness.contract import find_claim
+from harness.durations import COMMITTED, commit_durations, read_durations, read_recorded
 from harness.errors import HarnessError
 from harness.guests.canaries import canaries
+from harness.hunt import hunt_mutants, take_part
 from harness.lab import Lab, Settings, settings
 from harness.mutants import MUTANTS, find_mutant, mutants_of
-from harness.mutate import Hunt, list_table, print_hunt, run_mutants
+from harness.mutate import list_table, print_hunt
 from harness.nixpkgs import find_nixpkgs, options_page
-from harness.plugin import REPOSITORY, hijack_stage, ssh_command
+from harness.plugin import REPOSITORY, ssh_command
 from harness.policy import Plan, evaluate_flake, evaluate_specs, read_host, reference_plan
 from harness.progress import step
-from harness.report import EXIT_UNTRIED, Collector, Verdict, describe_machine, print_verdict, read_verdict
+from harness.report import EXIT_UNTRIED, Verdict, print_verdict, read_verdict
+from harness.shards import parse_shard
+from harness.verify import Attack
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,6 +76,24 @@ CacheOption = Annotated[
 ]
 GuestOption = Annotated[str, typer.Option("--guest", envvar="TENTAFLAKE_GUEST", help="How a plan becomes a machine.")]
 AccelOption = Annotated[str, typer.Option("--accel", envvar="TENTAFLAKE_ACCEL", help="auto, kvm or tcg.")]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        envvar="TENTAFLAKE_SHARD",
+        help="Only the K-th of N parts; auto: as GitLab, Buildkite, Kubernetes or Slurm say; /N: the same, of N.",
+        metavar="K/N",
+    ),
+]
+DurationsOption = Annotated[
+    Path,
+    typer.Option(
+        "--durations",
+        envvar="TENTAFLAKE_DURATIONS",
+        help="By which shards are balanced; the same for all of them.",
+        metavar="FILE",
+    ),
+]
 DEFAULTS = Settings()
 
 
@@ -130,63 +152,34 @@ def verify(
         bool, typer.Option("--fresh", help="Run the tests again too that take long and passed on the same host before.")
     ] = False,
     workers: Annotated[int, typer.Option("--workers", "-n", min=1, help="Machines at once.")] = 2,
+    shard: ShardOption = None,
+    durations: DurationsOption = COMMITTED,
     guest: GuestOption = DEFAULTS.guest,
     accel: AccelOption = DEFAULTS.accel,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
     """Boot the host, attack its agents from each other, and print the verdict.
 
-    Exits 0 when every claim is held, 1 when one is broken, 2 when one could not be tried.
+    Exits 0 when every claim is held, 1 when one is broken, 2 when one could not be tried. A shard (--shard) exits with
+    0 when all that it tried is held; `harness report --merge` judges the claims by the tests of all shards.
     """
-    began, started = time.time(), time.monotonic()
     for each in claim or []:
         find_claim(each)
     for target in (json_file, html):
         check_place(target)
+    part = parse_shard(shard)
+    read_durations(durations, guest)
     lab = Lab(settings(guest=guest, accel=accel, cache=cache))
     plan = read_plan(agents, flake)
-    adapted = lab.adapt(plan)
-    lab.activated(adapted)
-    if hijack:
-        hijack_stage(lab, plan)
-    prepared = time.monotonic()
-    options = {"guest": guest, "accel": accel, "cache": cache, "agents": agents and agents.absolute(), "flake": flake}
-    arguments = [f"--vm-{name}={value}" for name, value in options.items() if value is not None]
-    with step("attacking") as progress:
-        collector = Collector(progress)
-        code = pytest.main(
-            [
-                str(REPOSITORY / "tests" / "contract"),
-                f"--rootdir={REPOSITORY}",
-                *("-c", str(REPOSITORY / "pyproject.toml"), "-p", "no:terminal", "-p", "no:cacheprovider"),
-                *("-m", "not auditd and not power" + ("" if hijack else " and not hermes")),
-                *("-n", str(workers), "-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
-                *([] if fresh else ["--vm-records"]),
-                *(f"--vm-claim={each}" for each in claim or []),
-                *arguments,
-            ],
-            plugins=[collector],
-        )
-    now = time.monotonic()
-    verdict = Verdict(
-        claims=collector.claims(),
-        matrix=collector.cells,
-        timings={"prepare": prepared - started, "attack": now - prepared, "total": now - started},
-        guest=guest,
-        accelerator={"accelerator": lab.accelerator.accelerator, "reason": lab.accelerator.reason},
-        plan=plan.digest,
-        host=plan.host.name,
-        started=began,
-        machine=describe_machine(),
-        failures=collector.failed(),
-    )
-    if claim:
-        verdict = msgspec.structs.replace(verdict, claims=[each for each in verdict.claims if each.id in claim])
+    attack = Attack(lab, plan, agents, flake, claim or (), hijack, fresh, workers, part, durations)
+    Console(stderr=True, highlight=False, emoji=False).print(attack.describe(), markup=False, soft_wrap=True)
+    verdict, code = attack.run()
     print_verdict(Console(highlight=False, emoji=False, stderr=str(json_file) == "-"), verdict)
     write_json(json_file, verdict)
     write_page(html, verdict)
-    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        raise HarnessError(f"the tests of the claims did not run to their end (pytest: {pytest.ExitCode(code).name})")
+    is_empty = part is not None and code == pytest.ExitCode.NO_TESTS_COLLECTED
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not is_empty:
+        raise HarnessError(f"the tests of the claims did not run to their end (pytest: {code.name})")
     raise typer.Exit(verdict.exit_code)
 
 
@@ -200,24 +193,46 @@ def write_page(target: Path | None, verdict: Verdict) -> None:
 
 @app.command()
 def report(
-    verdict_file: Annotated[Path, typer.Argument(help="What `harness verify --json` wrote.", metavar="JSON")],
+    verdict_files: Annotated[list[Path], typer.Argument(help="What `harness verify --json` wrote.", metavar="JSON")],
+    merge: Annotated[bool, typer.Option("--merge", help="Make one verdict of those of all shards.")] = False,
+    json_file: JsonOption = None,
     html: HtmlOption = None,
     markdown: Annotated[
         Path | None, typer.Option("--markdown", help="Add a summary of the claims to this file.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Print a verdict again, or make a page of it: one file that needs no other, and no network."""
-    verdict = read_verdict(verdict_file)
-    for target in (html, markdown):
+    """Print a verdict again, or make a page of it: one file that needs no other, and no network.
+
+    --merge takes the verdicts of all shards, and exits as `harness verify` does: 0 when every claim is held, 1 when one
+    is broken, 2 when one could not be tried, or when the files are not the parts of one verdict.
+    """
+    verdict = read_verdicts(verdict_files, merge=merge)
+    for target in (json_file, html, markdown):
         check_place(target)
+    write_json(json_file, verdict)
     write_page(html, verdict)
     if markdown is not None:
         from harness.report.summary import summary_of
 
         with markdown.open("a", encoding="utf-8") as file:
             file.write(summary_of(verdict))
-    if html is None and markdown is None:
+    if html is None and markdown is None and json_file is None:
         print_verdict(Console(highlight=False, emoji=False), verdict)
+    raise typer.Exit(verdict.exit_code if merge else 0)
+
+
+def read_verdicts(files: Sequence[Path], *, merge: bool) -> Verdict:
+    """The verdict in a file, or of the parts in several; raises ``HarnessError``."""
+    if merge:
+        from harness.report.merge import merge_verdicts
+
+        twice = [str(file) for file in files if files.count(file) > 1]
+        if twice:
+            raise HarnessError(f"{twice[0]} is named twice", hint="name each part once")
+        return merge_verdicts({str(file): read_verdict(file) for file in files})
+    if len(files) > 1:
+        raise HarnessError(f"{len(files)} verdicts, and one is shown", hint="--merge makes one of the parts of a run")
+    return read_verdict(files[0])
 
 
 @app.command()
@@ -234,6 +249,8 @@ def mutate(
     workers: Annotated[
         int, typer.Option("--workers", "-n", min=1, help="Mutants at once, besides half as many that wait.")
     ] = 2,
+    shard: ShardOption = None,
+    durations: DurationsOption = COMMITTED,
     guest: GuestOption = DEFAULTS.guest,
     accel: AccelOption = DEFAULTS.accel,
     cache: CacheOption = DEFAULTS.cache,
@@ -247,25 +264,21 @@ def mutate(
     Exits 0 when all are killed, 1 when one survives, 2 when one could not be tried. docs/writing-a-claim.md says how to
     write one; `pytest --vm-mutant ID` runs any test on a broken host.
     """
-    started = time.monotonic()
     for each in claim or []:
         find_claim(each)
     named = [find_mutant(each) for each in mutant or []]
-    chosen = named + (mutants_of(claim or []) if claim or not named else [])
+    part = parse_shard(shard)
+    chosen = take_part(
+        named + (mutants_of(claim or []) if claim or not named else []), part, read_durations(durations, guest)
+    )
     console = Console(highlight=False, emoji=False, stderr=str(json_file) == "-")
     if listing:
         console.print(list_table(chosen))
         return
     check_place(json_file)
     lab = Lab(settings(guest=guest, accel=accel, cache=cache))
-    lab.activated(lab.adapt(read_plan(None, None)))
     options = [f"--vm-guest={guest}", f"--vm-accel={accel}", f"--vm-cache={cache}"]
-    done = []
-    with step(f"trying {len(chosen)} mutant{'' if len(chosen) == 1 else 's'}") as progress:
-        for verdict in run_mutants(lab.cache, chosen, options, workers):
-            done.append(verdict)
-            progress.update(f"{len(done)} of {len(chosen)}: {verdict.id} {verdict.outcome}")
-    hunt = Hunt(done, round(time.monotonic() - started, 1))
+    hunt = hunt_mutants(lab, chosen, options, workers, lambda: read_plan(None, None), part)
     print_hunt(console, hunt, MUTANTS)
     write_json(json_file, hunt)
     raise typer.Exit(hunt.exit_code)
@@ -614,11 +627,13 @@ def fuzz(
         Path, typer.Option("--tests", help="Where a test is written for what is found.", metavar="DIR")
     ] = REPOSITORY / "tests" / "fuzz",
     live: Annotated[bool, typer.Option("--live", help="Change, break and attack running machines instead.")] = False,
+    shard: ShardOption = None,
     accel: AccelOption = DEFAULTS.accel,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
     """Throw random hosts at the policy, until the time is up; or random changes, faults and attacks at running hosts.
 
+    Shards of one --seed try what one run would, each its part; without a seed each draws its own hosts.
     What breaks one is made small, printed as an agents.nix and written as a test. Exits 1 if anything was found, 2 if
     nothing could be tried; after Ctrl-C it says what there is so far, and exits 130.
     The cache keeps such hosts as a corpus that is tried first the next time.
@@ -632,6 +647,7 @@ def fuzz(
             "--only names properties of the policy, and --live tries running hosts", hint="leave one out"
         )
     chosen = [find_property(each).name for each in only or []]
+    part = parse_shard(shard)
     console = Console(highlight=False, emoji=False, stderr=str(json_file) == "-")
     if listing:
         print_properties(console)
@@ -644,9 +660,9 @@ def fuzz(
     with step(f"fuzzing {'running hosts' if live else 'the policy'} for {minutes:g} min") as progress:
         corpus = lab.cache.root / "corpus"
         if live:
-            report = run.fuzz_live(lab, minutes, corpus, tests, progress, seed)
+            report = run.fuzz_live(lab, minutes, corpus, tests, progress, seed, part)
         else:
-            report = run.fuzz(minutes, corpus, tests, progress, seed, chosen)
+            report = run.fuzz(minutes, corpus, tests, progress, seed, chosen, part)
     print_fuzzing(console, report)
     write_json(json_file, report)
     if report.is_empty and not report.interrupted:
@@ -704,7 +720,30 @@ def print_fuzzing(console: Console, report: Any) -> None:
         console.print(f"[red]it ended before its time:[/red] {escape(report.trouble)}", soft_wrap=True)
     console.print(
         f"{report.seconds:.0f} s, {len(report.findings)} found{', interrupted' if report.interrupted else ''}"
+        + (f", shard {report.shard}" if report.shard else "")
     )
+
+
+@app.command("durations")
+def show_durations(
+    write: Annotated[bool, typer.Option("--write", help="Write them, for shards.")] = False,
+    target: Annotated[Path, typer.Argument(help="Where to.", metavar="FILE")] = COMMITTED,
+    guest: GuestOption = DEFAULTS.guest,
+    cache: CacheOption = DEFAULTS.cache,
+) -> None:
+    """Print what tests and shared fixtures took here the last time, the longest first.
+
+    --write makes the file of them by which shards are balanced: commit it, so that all shards have the same.
+    """
+    lab = Lab(settings(guest=guest, cache=cache))
+    if write:
+        check_place(target)
+        print(f"{target}: {commit_durations(lab.cache, target)} tests")
+        return
+    known = read_recorded(lab.cache, guest)
+    for kind in ("runs", "fixtures", "mutants", "tests"):
+        for name, seconds in sorted(getattr(known, kind).items(), key=lambda item: -item[1]):
+            print(f"{seconds:8.1f} s  {kind.removesuffix('s'):8}{name}")
 
 
 @app.command()

@@ -138,6 +138,14 @@ def read_plan_file(file: Path) -> Plan | list[Any]:
         raise HarnessError(f"{what} is no plan that this harness knows: {error}", hint=PLAN_HINT) from None
 
 
+def read_plan(file: Path) -> Plan:
+    """The plan in a JSON file, as ``harness plan --json`` writes it; raises ``HarnessError``."""
+    found = read_plan_file(file)
+    if isinstance(found, list):
+        raise HarnessError(f"{file} is a list of agents, and no plan of a host", hint=PLAN_HINT)
+    return found
+
+
 PLAN_HINT = "harness plan --json > plan.json writes one; agents are an agents.nix, or a JSON list of specs"
 
 

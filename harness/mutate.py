@@ -29,7 +29,8 @@ from harness.errors import HarnessError
 from harness.mutants import InSources, Mutant, patch
 from harness.policy import REPOSITORY
 from harness.probes.ways import WAYS
-from harness.report import EXIT_BROKEN, EXIT_HELD, EXIT_UNTRIED, TestOutcome
+from harness.report import EXIT_BROKEN, EXIT_HELD, EXIT_UNTRIED, SLOWEST, TestOutcome
+from harness.report.live import Board
 
 MutantOutcome = Literal["killed", "survived", "untried"]
 STYLES: dict[MutantOutcome, str] = {"killed": "green", "survived": "bold red", "untried": "bold yellow"}
@@ -72,10 +73,12 @@ class MutantVerdict(msgspec.Struct, frozen=True):
 
 
 class Hunt(msgspec.Struct, frozen=True):
-    """What ``harness mutate --json`` writes."""
+    """What ``harness mutate --json`` writes; ``plan`` is the digest of the sound one, ``shard`` K/N if it was one."""
 
     mutants: list[MutantVerdict]
     seconds: float
+    plan: str = ""
+    shard: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -133,7 +136,8 @@ IGNORE_IMPORTED = ("-W", "ignore:Module already imported:pytest.PytestAssertRewr
 
 
 def _pytest_arguments(root: Path) -> list[str]:
-    return [f"--rootdir={root}", "-c", str(root / "pyproject.toml")]
+    # Its tests are chosen by name: what the environment says of shards and plans is not about them.
+    return [f"--rootdir={root}", "-c", str(root / "pyproject.toml"), "--vm-shard=", "--vm-plan="]
 
 
 def own_tests(mutant: Mutant, tests: Iterable[ClaimTest]) -> list[ClaimTest]:
@@ -184,9 +188,10 @@ def other_tests(own: Sequence[ClaimTest], tests: Iterable[ClaimTest]) -> list[Cl
 
 
 def run_mutants(
-    cache: Cache, mutants: Sequence[Mutant], options: Sequence[str], workers: int
+    cache: Cache, mutants: Sequence[Mutant], options: Sequence[str], workers: int, board: Board
 ) -> Iterator[MutantVerdict]:
-    """Run mutants, ``workers`` at a time, those that take long first; gives each verdict when it is there.
+    """Run mutants, ``workers`` at a time, those that take long first; gives each verdict when it is there, and
+    ``board`` what runs.
 
     Those that wait more than they work run beside them, half as many: three that work would keep each other from two
     processors.
@@ -195,13 +200,17 @@ def run_mutants(
     chosen = {mutant.id: own_tests(mutant, tests) for mutant in mutants}
     LOGS.mkdir(parents=True, exist_ok=True)
     order = in_order(mutants, chosen)
+
+    def run(mutant: Mutant) -> MutantVerdict:
+        own = chosen[mutant.id]
+        board.begin(mutant.id)
+        try:
+            return run_mutant(cache, mutant, own, other_tests(own, tests), options)
+        finally:
+            board.finish(mutant.id)
+
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor((workers + 1) // 2) as beside:
-        futures = [
-            (beside if waits(each, chosen[each.id]) else pool).submit(
-                run_mutant, cache, each, chosen[each.id], other_tests(chosen[each.id], tests), options
-            )
-            for each in order
-        ]
+        futures = [(beside if waits(each, chosen[each.id]) else pool).submit(run, each) for each in order]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -347,10 +356,13 @@ def print_hunt(console: Console, hunt: Hunt, mutants: Mapping[str, Mutant]) -> N
         if not each.killed:
             log = (LOGS / f"{each.id}.txt").relative_to(REPOSITORY)
             console.print(f"{each.id} {each.outcome}: look: less {log}", markup=False)
+    for each in sorted(hunt.mutants, key=lambda each: -each.seconds)[:SLOWEST] if len(hunt.mutants) > SLOWEST else ():
+        console.print(f"{each.seconds:6.1f} s  {each.id}", markup=False)
     counts = {name: sum(each.outcome == name for each in hunt.mutants) for name in STYLES}
     worst: MutantOutcome = "survived" if counts["survived"] else "untried" if counts["untried"] else "killed"
+    shard = f"; shard {hunt.shard}, the others have more" if hunt.shard not in ("", "1/1") else ""
     summary = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    console.print(Text.assemble((summary or "no mutant", STYLES[worst]), f"; {hunt.seconds:.0f} s"))
+    console.print(Text.assemble((summary or "no mutant", STYLES[worst]), f"; {hunt.seconds:.0f} s{shard}"))
 
 
 def list_table(mutants: Iterable[Mutant]) -> Table:

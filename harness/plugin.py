@@ -1,6 +1,6 @@
 """The pytest plugin: options, fixtures, and evidence when a test fails.
 
-    plan            the plan under test (``--vm-agents FILE`` or ``--vm-flake REF``; default: agents.nix)
+    plan            the plan under test (``--vm-agents FILE``, ``--vm-flake REF``, ``--vm-plan FILE``; else agents.nix)
     agents          its agents, by name
     machine         a fresh machine with that plan in force, for this test alone
     host            a testinfra ``Host`` on it
@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ import pytest
 import testinfra.host
 
 from harness import evidence
-from harness.cache import default_root
+from harness.cache import Cache, default_root
 from harness.contract import ClaimBroken, ControlFailed, Inapplicable, find_claim
-from harness.deploy import way_into
+from harness.deploy import read_plan, way_into
+from harness.durations import COMMITTED, Durations, read_durations, read_recorded
 from harness.errors import HarnessError
 from harness.guests.peers import STATIONS, Network, Peer
 from harness.lab import GUESTS, Lab, Settings, check_choice
@@ -48,7 +49,10 @@ from harness.probes.sharing import run_sharing
 from harness.probes.stage import set_stage
 from harness.probes.ways import WAYS, plan_attempts, writes
 from harness.records import Records
-from harness.report import Collector
+from harness.report.collect import Collector
+from harness.selection import Selection
+from harness.shards import Shard, parse_shard
+from harness.timing import FixtureClock, Recorder
 from harness.vm.accelerator import CHOICES
 from harness.vm.machine import Machine
 from harness.vm.template import Template
@@ -66,6 +70,13 @@ OPTIONS: dict[str, tuple[str, Any, str]] = {
     "keep": ("|".join(KEEP), "never", "leave the machines' directories (disk, logs) behind"),
     "agents": ("FILE", None, "the agents under test, .nix or .json (default: agents.nix)"),
     "flake": ("REF", None, "the host under test, as FLAKE#HOST, in place of --vm-agents"),
+    "plan": (
+        "FILE",
+        None,
+        "the plan under test, as `harness plan --json` writes it; --vm-agents or --vm-flake then only name its source",
+    ),
+    "shard": ("K/N", None, "only the K-th of N parts; auto: as GitLab, Buildkite, Kubernetes or Slurm say; /N"),
+    "durations": ("FILE", COMMITTED, "by which shards are balanced; the same for all of them"),
 }
 
 
@@ -90,6 +101,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--vm-mutant", metavar="ID", help="break every machine in this way first (`harness mutate --list` has them)"
     )
     group.addoption("--vm-outcomes", metavar="FILE", help="write what came of each claim's tests, as JSON")
+    group.addoption("--vm-listing", metavar="FILE", help="write which tests are to run, with their claims, as JSON")
     group.addoption("--vm-shell", action="store_true", help="a root shell in the failed test's machine, before it goes")
 
 
@@ -115,11 +127,35 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Collector(), "outcomes")
     if hasattr(config, "workerinput"):
         config.option.loadgroup = config.workerinput["loadgroup"]
+    _watch_durations(config)
+
+
+def _watch_durations(config: pytest.Config) -> None:
+    """Order by what tests took before, and record what they take; those of a broken host, or of another tree, do not
+    count."""
+    cache, guest = Cache(config.stash[SETTINGS].cache.expanduser().absolute()), config.stash[SETTINGS].guest
+    workers = config.getoption("numprocesses", None) or 0
+    recorded = read_recorded(cache, guest)
+    if hasattr(config, "workerinput"):
+        workers = config.workerinput["workercount"]
+        recorded = msgspec.json.decode(config.workerinput["recorded"], type=Durations)
+    elif config.rootpath == REPOSITORY and not config.getoption("vm_mutant"):
+        config.pluginmanager.register(Recorder(cache, guest))
+    listing = config.getoption("vm_listing")
+    selection = Selection(
+        config.stash[SHARD], config.stash[SHARED], recorded, int(workers), Path(listing) if listing else None
+    )
+    config.pluginmanager.register(selection)
+    config.pluginmanager.register(FixtureClock())
 
 
 SETTINGS = pytest.StashKey[Settings]()
 LAB = pytest.StashKey[Lab]()
 PLAN = pytest.StashKey[Plan]()
+GIVEN = pytest.StashKey[Plan]()
+"""What ``--vm-plan`` names."""
+SHARD = pytest.StashKey[Shard | None]()
+SHARED = pytest.StashKey[Durations]()
 RECORDS = pytest.StashKey[Records]()
 RUNNING = pytest.StashKey[list[Machine]]()
 CELLS = pytest.StashKey[list[dict[str, str]]]()
@@ -135,15 +171,27 @@ def _check_options(config: pytest.Config) -> Settings:
             find_mutant(mutant)
             if config.getoption("vm_flake"):
                 raise HarnessError("--vm-mutant and --vm-flake exclude each other: a mutant has another policy")
-        return Settings(
+        settings = Settings(
             guest=config.getoption("vm_guest"),
             accel=config.getoption("vm_accel"),
             cpus=_number(config, "cpus"),
             memory=_number(config, "memory"),
             cache=Path(config.getoption("vm_cache")),
         )
+        _read_files(config, settings.guest)
+        return settings
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def _read_files(config: pytest.Config, guest: str) -> None:
+    """Read what the options name, once and at the start; raises ``HarnessError``."""
+    if file := config.getoption("vm_plan"):
+        if config.getoption("vm_mutant"):
+            raise HarnessError("--vm-plan and --vm-mutant exclude each other: a mutant's plan is made from its source")
+        config.stash[GIVEN] = read_plan(Path(file))
+    config.stash[SHARD] = parse_shard(config.getoption("vm_shard"))
+    config.stash[SHARED] = read_durations(Path(config.getoption("vm_durations")), guest)
 
 
 def _number(config: pytest.Config, name: str) -> int:
@@ -159,9 +207,12 @@ def pytest_report_header(config: pytest.Config) -> str:
     reason = GUESTS[settings.guest]().obstacle()
     obstacle = f"\nvm: no test has a machine: there is no {settings.guest} guest here: {reason}" if reason else ""
     subject = config.getoption("vm_flake") or config.getoption("vm_agents") or "agents.nix"
+    if given := config.stash.get(GIVEN, None):
+        subject = f"{subject} as in {config.getoption('vm_plan')} ({given.digest[:12]})"
+    shard = f", shard {config.stash[SHARD]}" if config.stash[SHARD] else ""
     return (
         f"vm: guest {settings.guest}, accel {settings.accel}, {settings.cpus} cpus, {settings.memory} MiB, "
-        f"agents {subject}, cache {settings.cache}{obstacle}"
+        f"agents {subject}, cache {settings.cache}{shard}{obstacle}"
     )
 
 
@@ -193,9 +244,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(fixture))
         if wanted and not set(wanted) & set(claims):
             deselected.append(item)
-    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
-        # What takes long comes first, so that no worker is left with it alone at the end.
-        items.sort(key=lambda item: item.get_closest_marker("recorded") is None)
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in set(deselected)]
@@ -206,7 +254,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class OnRecord(pytest.Item):
-    """Stands for a test that is on record as passed: it has passed, and needs no machine."""
+    """Stands for a test that is on record as passed: it has passed, and needs no machine.
+
+    The fixtures are those that the test would have: shards are made by them, whatever is on record.
+    """
+
+    fixturenames: Sequence[str] = ()
 
     @classmethod
     def of(cls, item: pytest.Item) -> pytest.Item | None:
@@ -219,6 +272,7 @@ class OnRecord(pytest.Item):
         made: OnRecord = cls.from_parent(item.parent, name=item.name, nodeid=item.nodeid)
         made.user_properties = [*item.user_properties, ("recorded", record.passed)]
         made.own_markers = item.own_markers
+        made.fixturenames = list(getattr(item, "fixturenames", ()))
         return made
 
     def runtest(self) -> None:
@@ -236,12 +290,16 @@ def lab_of(config: pytest.Config) -> Lab:
 
 
 def plan_of(config: pytest.Config) -> Plan:
-    """The plan under test, as its guest runs it."""
+    """The plan under test, as its guest runs it. One that was given is never evaluated again."""
     if PLAN not in config.stash:
         agents, flake = config.getoption("vm_agents"), config.getoption("vm_flake")
-        config.stash[PLAN] = lab_of(config).evaluate(
-            lambda: evaluate_flake(flake) if flake else reference_plan(agents and Path(agents))
-        )
+
+        def evaluate() -> Plan:
+            if given := config.stash.get(GIVEN, None):
+                return given
+            return evaluate_flake(flake) if flake else reference_plan(agents and Path(agents))
+
+        config.stash[PLAN] = lab_of(config).evaluate(evaluate)
     return config.stash[PLAN]
 
 

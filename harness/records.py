@@ -24,6 +24,11 @@ SOURCES = (
 )
 
 
+def read_sources() -> dict[str, str]:
+    """The text of each file that a verdict follows from, by path."""
+    return {str(path.relative_to(ROOT)): path.read_text() for glob in SOURCES for path in ROOT.glob(glob)}
+
+
 class Record(msgspec.Struct, frozen=True):
     """A test that passed: when (seconds since 1970), and how long it took (seconds)."""
 
@@ -42,9 +47,8 @@ class Records:
     @cached_property
     def _subject(self) -> str:
         """All that a recorded test's result follows from."""
-        sources = {str(path.relative_to(ROOT)): path.read_text() for glob in SOURCES for path in ROOT.glob(glob)}
         return key_of(
-            image=self.lab.image.key, hardware=self.lab.hardware.key(), plan=self.plan.digest, sources=sources
+            image=self.lab.image.key, hardware=self.lab.hardware.key(), plan=self.plan.digest, sources=read_sources()
         )
 
     def find(self, test: str) -> Record | None:

@@ -22,6 +22,7 @@ from harness.fuzz.properties import PROPERTIES, Case, prove, written_of
 from harness.fuzz.regressions import write_live_regression, write_regression
 from harness.lab import Lab
 from harness.progress import Step
+from harness.shards import Shard
 
 ROUND = 20
 """Examples of a property before the next one's turn."""
@@ -66,6 +67,7 @@ class Report(msgspec.Struct, frozen=True):
     findings: list[Finding]
     interrupted: bool = False
     trouble: str | None = None
+    shard: str | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -166,14 +168,25 @@ class Trial:
         return Tried(self.name, text, self.examples, self.specs, round(self.seconds, 1), self.obstacle)
 
 
+ALL = Shard(1, 1)
+
+
 def fuzz(
-    minutes: float, corpus: Path, tests: Path, progress: Step, number: int | None = None, only: Sequence[str] = ()
+    minutes: float,
+    corpus: Path,
+    tests: Path,
+    progress: Step,
+    number: int | None = None,
+    only: Sequence[str] = (),
+    shard: Shard | None = None,
 ) -> Report:
     """Try the properties in turn for so long; a regression test of each that breaks is written to ``tests``.
 
-    With a ``number`` the same examples come again, as many as there is time for. Ctrl-C ends it with what there is.
+    With a ``number`` the same examples come again, as many as there is time for; of N shards, the K-th has every N-th
+    of the rounds that one run would have. Ctrl-C ends it with what there is.
     """
     started = time.monotonic()
+    part = shard or ALL
     trials = [Trial(name, corpus) for name in only or PROPERTIES]
     findings: list[Finding] = []
     interrupted, trouble = False, None
@@ -185,7 +198,7 @@ def fuzz(
                 findings.append(Finding(trial.name, message, str(write_regression(tests, trial.name, case))))
 
     try:
-        for turn in itertools.count():
+        for turn in itertools.count(part.number - 1, part.total):
             whole = [trial for trial in trials if trial.broken is None and trial.obstacle is None]
             if not whole or time.monotonic() - started >= minutes * 60:
                 break
@@ -201,14 +214,23 @@ def fuzz(
         trouble = describe(error)
     keep()
     seconds = round(time.monotonic() - started, 1)
-    return Report(number, seconds, [trial.tried for trial in trials], findings, interrupted, trouble)
+    tried = [trial.tried for trial in trials]
+    return Report(number, seconds, tried, findings, interrupted, trouble, str(shard) if shard else None)
 
 
-def fuzz_live(lab: Lab, minutes: float, corpus: Path, tests: Path, progress: Step, number: int | None = None) -> Report:
+def fuzz_live(
+    lab: Lab,
+    minutes: float,
+    corpus: Path,
+    tests: Path,
+    progress: Step,
+    number: int | None = None,
+    shard: Shard | None = None,
+) -> Report:
     """Change, break and attack forks of a running host for so long; see ``harness.fuzz.live``.
 
     Once something is found, the rest of the time goes into making it small. Ctrl-C ends it with what there is; raises
-    what is this machine's, and no finding.
+    what is this machine's, and no finding. Of one ``number`` each shard draws other changes.
     """
     started = time.monotonic()
     hosts: list[LiveHost] = []
@@ -222,7 +244,7 @@ def fuzz_live(lab: Lab, minutes: float, corpus: Path, tests: Path, progress: Ste
 
     machine = machine_of(lab, admit, stopping)
     if number is not None:
-        seed(number)(machine)
+        seed(number if shard is None else f"{number} {shard}")(machine)
     phases = [Phase.reuse, Phase.generate, Phase.shrink]
     whole = options(corpus / "live", phases, max_examples=1_000_000, stateful_step_count=STEPS)
     interrupted = once = False
@@ -241,7 +263,8 @@ def fuzz_live(lab: Lab, minutes: float, corpus: Path, tests: Path, progress: Ste
     seconds = round(time.monotonic() - started, 1)
     tried = [host for host in hosts if host.steps]
     steps = sum(len(host.steps) for host in tried)
-    return Report(number, seconds, [Tried("live", LIVE, len(tried), steps, seconds)], findings, interrupted, trouble)
+    found = [Tried("live", LIVE, len(tried), steps, seconds)]
+    return Report(number, seconds, found, findings, interrupted, trouble, str(shard) if shard else None)
 
 
 def find_smallest(hosts: Sequence[LiveHost], tests: Path, *, once: bool) -> Finding:

@@ -1,20 +1,18 @@
-"""The verdict: claims and the isolation matrix, from test reports to JSON and to the terminal.
+"""The verdict: claims and the isolation matrix, as JSON and on the terminal.
 
-``harness.report.page`` makes a page of it, ``harness.report.summary`` a few lines of Markdown.
+``harness.report.collect`` gathers it from test reports, ``merge`` makes one of the verdicts of shards, ``page`` makes a
+page of it, and ``summary`` a few lines of Markdown.
 """
 
 import os
 import platform
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
-import pytest
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,9 +21,20 @@ from harness.contract import CLAIMS
 from harness.errors import HarnessError
 from harness.vm.qemu import host_cpu, qemu_version
 
-Outcome = Literal["held", "broken", "untried", "to-come"]
-TestOutcome = Literal["held", "broken", "untried", "inapplicable"]
-STYLES: dict[Outcome, str] = {"held": "green", "broken": "bold red", "untried": "bold yellow", "to-come": "dim"}
+Outcome = Literal["held", "partial", "broken", "untried", "to-come"]
+"""Of a claim; ``partial``: what this shard tried is held, and other shards have more of its tests."""
+TestOutcome = Literal["inapplicable", "held", "untried", "broken"]
+"""Of a test, the better ones first."""
+STYLES: dict[Outcome, str] = {
+    "held": "green",
+    "partial": "cyan",
+    "broken": "bold red",
+    "untried": "bold yellow",
+    "to-come": "dim",
+}
+SLOWEST = 10
+"""Tests that are named at the end."""
+WORST: tuple[Outcome, ...] = ("broken", "untried", "partial")
 EXIT_HELD, EXIT_BROKEN, EXIT_UNTRIED = 0, 1, 2
 
 
@@ -71,8 +80,34 @@ class Failure(msgspec.Struct, frozen=True):
     evidence: str
 
 
+class Result(msgspec.Struct, frozen=True):
+    """What came of a test, and how many seconds it took, with all that was made for it."""
+
+    outcome: TestOutcome
+    seconds: float
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Which part of how many a shard's verdict is: the tests that it was to do.
+
+    ``claims`` is how many tests each claim has in all parts; ``partition`` is the same in all parts of one whole.
+    """
+
+    number: int
+    total: int
+    partition: str
+    tests: list[str]
+    claims: dict[str, int]
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.total}"
+
+
 class Verdict(msgspec.Struct, frozen=True):
-    """What ``harness verify --json`` writes. ``timings`` are seconds, ``started`` is in seconds since 1970."""
+    """What ``harness verify --json`` writes. ``timings`` are seconds, ``started`` is in seconds since 1970.
+
+    ``source`` is the harness that said it, and ``image`` what the machines booted, as far as parts must agree on them.
+    """
 
     claims: list[ClaimVerdict]
     matrix: list[Cell]
@@ -85,19 +120,47 @@ class Verdict(msgspec.Struct, frozen=True):
     machine: dict[str, str] = {}
     """Where it ran: what ``describe_machine`` says."""
     failures: list[Failure] = []
+    tests: dict[str, Result] = {}
+    source: dict[str, str] = {}
+    image: dict[str, str] = {}
+    shard: Part | None = None
+    parts: int = 0
+    """Of how many shards' verdicts this one was made."""
 
     @property
     def exit_code(self) -> int:
+        """Of a shard, 0 only says that what it tried is held."""
         verdicts = {claim.verdict for claim in self.claims}
         if "broken" in verdicts:
             return EXIT_BROKEN
         return EXIT_UNTRIED if "untried" in verdicts else EXIT_HELD
 
     @property
+    def is_part(self) -> bool:
+        """Whether other shards have more; one of one has all."""
+        return self.shard is not None and self.shard.total > 1
+
+    @property
     def counts(self) -> dict[Outcome, int]:
         """How many claims have each verdict that any has, in the order of ``STYLES``."""
         found = [claim.verdict for claim in self.claims]
         return {outcome: found.count(outcome) for outcome in STYLES if outcome in found}
+
+    @property
+    def worst(self) -> Outcome:
+        """The verdict that decides about the whole."""
+        return next((name for name in WORST if name in self.counts), "held")
+
+    def count_tests(self, claim: ClaimVerdict) -> str:
+        """How many tests a claim has here, and in all shards, if those are more."""
+        whole = self.shard.claims.get(claim.id, 0) if self.shard else 0
+        count = f"{len(claim.tests)} of {whole}" if whole > len(claim.tests) else f"{len(claim.tests)}"
+        return f"{count} test{'' if count == '1' else 's'}"
+
+    def slowest(self) -> list[tuple[str, float]]:
+        """The tests that took longest, with their seconds."""
+        ordered = sorted(self.tests.items(), key=lambda item: -item[1].seconds)
+        return [(test, run.seconds) for test, run in ordered[:SLOWEST] if run.seconds]
 
 
 def read_verdict(path: Path) -> Verdict:
@@ -119,77 +182,26 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-@dataclass(eq=False)  # pytest keeps its plugins in sets
-class Collector:
-    """A pytest plugin that gathers what the tests of the claims found; ``progress`` is told after each test."""
-
-    progress: Any = None
-    tests: dict[str, list[tuple[str, TestOutcome]]] = field(default_factory=dict)
-    cells: list[Cell] = field(default_factory=list)
-    recorded: dict[str, float] = field(default_factory=dict)
-    failures: list[pytest.TestReport | pytest.CollectReport] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
-    _done: int = 0
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            self.failures.append(report)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        properties: list[tuple[str, Any]] = report.user_properties
-        self.cells += [msgspec.convert(cell, Cell) for name, value in properties if name == "cells" for cell in value]
-        self.recorded |= {_test_id(report): value for name, value in properties if name == "recorded"}
-        if report.failed:
-            self.failures.append(report)
-        outcome: TestOutcome | None = None
-        if ("inapplicable", True) in properties:
-            outcome = "inapplicable" if report.when == "call" else None
-        elif report.failed or (report.skipped and not hasattr(report, "wasxfail")):
-            outcome = "untried" if report.skipped or ("untried", True) in properties else "broken"
-        elif report.when == "call":
-            outcome = "held"
-        if outcome is not None:
-            for claim in dict.fromkeys(value for name, value in properties if name == "claim"):
-                self.tests.setdefault(claim, []).append((_test_id(report), outcome))
-        if report.when == "teardown":
-            self._done += 1
-            if self.progress is not None:
-                self.progress.update(f"{self._done} tests")
-
-    def claims(self) -> list[ClaimVerdict]:
-        return [
-            judge(claim.id, claim.to_come, self.tests.get(claim.id, []), self.recorded) for claim in CLAIMS.values()
-        ]
-
-    def failed(self) -> list[Failure]:
-        return [
-            Failure(
-                _test_id(report),
-                [value for name, value in getattr(report, "user_properties", []) if name == "claim"],
-                _message(report),
-                "\n".join(text for title, text in report.sections if title == "evidence"),
-            )
-            for report in self.failures
-        ]
-
-
 def judge(
     claim: str,
     to_come: bool,
     tests: Sequence[tuple[str, TestOutcome]],
     recorded: Mapping[str, float] = MappingProxyType({}),
+    whole: int = 0,
 ) -> ClaimVerdict:
     """A claim is held when it has tests and all of them passed, but for those to which the host gives no occasion;
-    broken when an attack got through."""
+    broken when an attack got through. With fewer tests than the ``whole`` it is held in part at best."""
     outcomes = {outcome for _, outcome in tests} - {"inapplicable"}
+    names = list(dict.fromkeys(name for name, _ in tests))
     verdict: Outcome = "held"
-    if not tests:
-        verdict = "to-come" if to_come else "untried"
-    elif "broken" in outcomes:
+    if "broken" in outcomes:
         verdict = "broken"
+    elif outcomes <= {"held"} and len(names) < whole:
+        verdict = "partial"
+    elif not tests:
+        verdict = "to-come" if to_come else "untried"
     elif outcomes != {"held"}:
         verdict = "untried"
-    names = list(dict.fromkeys(name for name, _ in tests))
     return ClaimVerdict(claim, verdict, names, {name: recorded[name] for name in names if name in recorded})
 
 
@@ -226,21 +238,30 @@ def column_of(cell: Cell) -> str:
     return "own files" if cell.target.startswith("/") else cell.target
 
 
-def claims_table(claims: Iterable[ClaimVerdict]) -> Table:
+def claims_table(verdict: Verdict) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for column in ("id", "verdict", "tests"):
         table.add_column(column, no_wrap=True, justify="right" if column == "tests" else "left")
     table.add_column("text")
-    for claim in claims:
+    for claim in verdict.claims:
         if claim.verdict != "to-come":
-            tests = f"{len(claim.tests)} test{'s' if len(claim.tests) != 1 else ''}"
+            tests = verdict.count_tests(claim)
             tests += f", {len(claim.on_record)} on record" if claim.on_record else ""
             table.add_row(claim.id, Text(claim.verdict, STYLES[claim.verdict]), tests, claim.text)
     return table
 
 
+def slowest_table(verdict: Verdict) -> Table:
+    table = Table(title="slowest tests", title_justify="left", box=None, show_header=False, pad_edge=False)
+    table.add_column("s", justify="right")
+    table.add_column("test", overflow="fold")
+    for test, seconds in verdict.slowest():
+        table.add_row(f"{seconds:.1f} s", Text(test))
+    return table
+
+
 def print_verdict(console: Console, verdict: Verdict) -> None:
-    """The whole report for a person: failures first, then matrix, claims and one closing line."""
+    """The whole report for a person: failures first, then matrix, slowest tests, claims and one closing line."""
     for failure in verdict.failures:
         console.rule(Text(failure.test, "bold"), align="left")
         console.print(failure.message, markup=False, highlight=False)
@@ -248,18 +269,38 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
             console.print(f"evidence {failure.evidence}", markup=False, highlight=False)
     if verdict.matrix:
         console.print(matrix_table(verdict.matrix))
-    console.print(claims_table(verdict.claims))
+    if verdict.slowest():
+        console.print(slowest_table(verdict))
+    console.print(claims_table(verdict))
     to_come = [claim.id for claim in verdict.claims if claim.verdict == "to-come"]
     if to_come:
         console.print(Text(f"to come: {' '.join(to_come)}", "dim"))
-    worst: Outcome = next((name for name in ("broken", "untried") if name in verdict.counts), "held")
     console.print(
         Text.assemble(
-            (", ".join(f"{count} {name}" for name, count in verdict.counts.items()), STYLES[worst]),
+            (", ".join(f"{count} {name}" for name, count in verdict.counts.items()), STYLES[verdict.worst]),
             f"; {len(verdict.matrix)} attempts, {verdict.timings['total']:.1f} s, "
-            f"{verdict.guest} guest under {verdict.accelerator['accelerator'].upper()}",
+            f"{verdict.guest} guest under {verdict.accelerator['accelerator'].upper()}"
+            + (f", from {verdict.parts} shards" if verdict.parts else ""),
         )
     )
+    if verdict.is_part:
+        console.print(describe_part(verdict), soft_wrap=True)
+    print_records(console, verdict)
+
+
+def describe_part(verdict: Verdict) -> str:
+    """What a shard's verdict is not; nothing of a whole one."""
+    part = verdict.shard
+    if part is None or not verdict.is_part:
+        return ""
+    return (
+        f"This is shard {part}, with {len(part.tests)} tests: no verdict of the whole. "
+        "`harness report --merge JSON…` makes one of all shards' verdicts."
+    )
+
+
+def print_records(console: Console, verdict: Verdict) -> None:
+    """Say what was not run again, and since when."""
     passed = {test: time for claim in verdict.claims for test, time in claim.on_record.items()}
     if passed:
         since = datetime.fromtimestamp(min(passed.values())).astimezone()
@@ -270,14 +311,3 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
                 "dim",
             )
         )
-
-
-def _test_id(report: pytest.TestReport | pytest.CollectReport) -> str:
-    """The test's id, without the group that pytest-xdist appends."""
-    return report.nodeid.rsplit("@", 1)[0]
-
-
-def _message(report: pytest.TestReport | pytest.CollectReport) -> str:
-    """The exception's own message, without the traceback."""
-    crash = getattr(report.longrepr, "reprcrash", None)
-    return str(crash.message) if crash is not None else str(report.longrepr)

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from harness.report import Cell, Verdict, column_of, in_order
+from harness.report import Cell, Verdict, column_of, describe_part, in_order
 
 HERE = Path(__file__).parent
 LIMIT = 20_000
@@ -28,8 +28,8 @@ MARKS = {
     "+": ("control", "reached, as it should be"),
 }
 """What a mark of the matrix means: the style of its claim's verdict, and words. The worst come first."""
-OVERALL = ("Held", "Broken", "Not all could be tried")
-"""By the exit code of ``harness verify``."""
+OVERALL = {"held": "Held", "partial": "Held so far", "broken": "Broken", "untried": "Not all could be tried"}
+"""By the worst verdict."""
 
 
 def page_of(verdict: Verdict) -> str:
@@ -51,8 +51,9 @@ def page_of(verdict: Verdict) -> str:
     columns = list(dict.fromkeys(map(column_of, cells)))
     return environment.get_template("page.html.j2").render(
         verdict=verdict,
-        overall=OVERALL[verdict.exit_code],
-        worst=next(name for name in ("broken", "untried", "held") if name in verdict.counts or name == "held"),
+        overall=OVERALL[verdict.worst],
+        worst=verdict.worst,
+        part=describe_part(verdict),
         claims=[_claim(verdict, number) for number in range(len(verdict.claims))],
         columns=columns,
         rows=[
@@ -80,6 +81,11 @@ def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def _seconds(verdict: Verdict, test: str) -> str:
+    run = verdict.tests.get(test)
+    return f"{run.seconds:.1f} s" if run else ""
+
+
 def _claim(verdict: Verdict, number: int) -> dict[str, Any]:
     claim = verdict.claims[number]
     attempts = [cell for cell in in_order(verdict.matrix) if cell.claim == claim.id]
@@ -88,7 +94,8 @@ def _claim(verdict: Verdict, number: int) -> dict[str, Any]:
         "id": claim.id,
         "verdict": claim.verdict,
         "text": claim.text,
-        "tests": [(test, claim.on_record.get(test)) for test in claim.tests],
+        "count": verdict.count_tests(claim),
+        "tests": [(test, claim.on_record.get(test), _seconds(verdict, test)) for test in claim.tests],
         "attempts": sorted(attempts, key=lambda cell: list(MARKS).index(cell.mark[0])),
         "failures": [failure for failure in verdict.failures if claim.id in failure.claims],
     }

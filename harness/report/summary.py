@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-from harness.report import Verdict
+from harness.report import Verdict, describe_part
 
 
 def summary_of(verdict: Verdict) -> str:
@@ -16,13 +16,16 @@ def summary_of(verdict: Verdict) -> str:
     lines = [
         f"## {counts}",
         "",
-        f"{len(verdict.matrix)} attempts in {verdict.timings['total']:.0f} s, {where}: {plain(accelerator['reason'])}",
+        f"{len(verdict.matrix)} attempts in {verdict.timings['total']:.0f} s, {where}: {plain(accelerator['reason'])}"
+        + (f", from {verdict.parts} shards" if verdict.parts else ""),
         "",
+        *([plain(describe_part(verdict)), ""] if verdict.is_part else []),
         "| claim | verdict | tests | |",
         "|---|---|---|---|",
     ]
     for claim in verdict.claims:
-        lines.append(f"| {plain(claim.id)} | {claim.verdict} | {len(claim.tests)} | {plain(claim.text)} |")
+        count = verdict.count_tests(claim).rpartition(" ")[0]
+        lines.append(f"| {plain(claim.id)} | {claim.verdict} | {count} | {plain(claim.text)} |")
     if verdict.failures:
         lines += ["", "### Failures", ""]
         for failure in verdict.failures:

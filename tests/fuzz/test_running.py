@@ -33,6 +33,7 @@ from harness.mistakes import UNKNOWN, WRONG_SETTINGS, WRONG_SPECS
 from harness.nix_text import agents_nix, to_nix
 from harness.policy import REPOSITORY, PolicyError, evaluate_many
 from harness.progress import Step
+from harness.shards import Shard
 from harness.strategies import FIELDS, SETTINGS, Spec, Written, hosts
 from harness.vm.machine import Machine
 from harness.vm.qemu import GuestDied, GuestPanicked, HostDiskFull
@@ -209,6 +210,36 @@ def test_a_seed_gives_the_same_hosts_again(tmp_path: Path, broken: str, tried: l
         tried.append({})
     first, again, other = (list(group) for end, group in groupby(tried, bool) if end)
     assert first == again != other
+
+
+Round = tuple[str, int | None]
+
+
+def rounds_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int, shard: Shard | None) -> list[Round]:
+    """The first rounds of three properties with the seed 100: of which one, and with which seed of its own."""
+    rounds: list[Round] = []
+    for name in "abc":
+        monkeypatch.setitem(PROPERTIES, name, Property(name, "", hosts(), print, lambda: None))
+
+    def note(self: run.Trial, number: int | None) -> None:
+        rounds.append((self.name, number))
+        if len(rounds) == count:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.Trial, "round", note)
+    report = run.fuzz(5, tmp_path / "corpus", tmp_path, Step("fuzzing"), 100, list("abc"), shard)
+    assert report.shard == (str(shard) if shard else None)
+    return rounds
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 5])
+def test_shards_of_a_seed_try_together_what_one_run_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total: int
+) -> None:
+    whole = rounds_of(monkeypatch, tmp_path, 4 * total, None)
+    parts = [rounds_of(monkeypatch, tmp_path, 4, Shard(number, total)) for number in range(1, total + 1)]
+    assert sorted(each for part in parts for each in part) == sorted(whole)
+    assert len(set(whole)) == len(whole)
 
 
 def test_a_property_that_cannot_be_tried_says_why(tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,6 +529,20 @@ def test_a_host_that_is_wrong_from_the_start_is_a_finding(tmp_path: Path, monkey
 @pytest.mark.usefixtures("pretended")
 def test_nothing_is_tried_where_the_time_is_up_before_the_first_step(tmp_path: Path) -> None:
     assert run.fuzz_live(Mock(spec=Lab), 0, tmp_path / "corpus", tmp_path, Step("fuzzing")).is_empty
+
+
+@pytest.mark.usefixtures("pretended")
+def test_each_shard_draws_other_changes_of_one_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[object] = []
+
+    def note(value: object) -> Callable[[object], object]:
+        seeds.append(value)
+        return lambda machine: machine
+
+    monkeypatch.setattr(run, "seed", note)
+    for shard in (None, Shard(1, 2), Shard(2, 2)):
+        run.fuzz_live(Mock(spec=Lab), 0, tmp_path / "corpus", tmp_path, Step("fuzzing"), 7, shard)
+    assert seeds[0] == 7 and len(set(seeds)) == 3
 
 
 @pytest.mark.usefixtures("pretended")

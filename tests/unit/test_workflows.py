@@ -2,9 +2,11 @@
 
 import re
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import yaml
 from _pytest.mark.expression import Expression
 
 from tests.unit.support import REPOSITORY
@@ -64,11 +66,26 @@ def test_guests_and_suites_are_crossed() -> None:
 def test_every_test_is_in_one_shard() -> None:
     shards: dict[tuple[str, str], set[int]] = {}
     for row in rows():
-        if split := re.search(r"--splits (\d+) --group (\d+) (.+)", row["tests"]):
-            shards.setdefault((row["guest"], f"{split[1]} {split[3]}"), set()).add(int(split[2]))
+        if part := re.search(r"--vm-shard (\d+)/(\d+) (.+)", row["tests"]):
+            shards.setdefault((row["guest"], f"{part[2]} {part[3]}"), set()).add(int(part[1]))
     assert shards
-    for (_, suite), groups in shards.items():
-        assert groups == set(range(1, int(suite.split()[0]) + 1)), suite
+    for (_, suite), numbers in shards.items():
+        assert numbers == set(range(1, int(suite.split()[0]) + 1)), suite
+
+
+def test_the_shards_of_the_verdict_are_all_there_and_end_in_one() -> None:
+    jobs = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    shards = jobs["verify"]["strategy"]["matrix"]["shard"]
+    assert shards == list(range(1, len(shards) + 1)) and len(shards) > 1
+    assert jobs["verify"]["env"] == {"SHARD": "${{ matrix.shard }}", "SHARDS": "${{ strategy.job-total }}"}
+    [attack] = [step["run"] for step in jobs["verify"]["steps"] if "ci/verify" in step.get("run", "")]
+    assert attack == 'ci/verify --shard "$SHARD/$SHARDS" --json "verdict-$SHARD.json"'
+    assert jobs["verdict"]["needs"] == "verify" and jobs["verdict"]["if"] == "always()"
+    [merge] = [step["run"] for step in jobs["verdict"]["steps"] if "--merge" in step.get("run", "")]
+    assert "$GITHUB_STEP_SUMMARY" in merge and "--json verdict.json" in merge
+    [upload, *_] = [step["with"] for step in jobs["verify"]["steps"] if "upload" in step.get("uses", "")]
+    [download] = [step["with"] for step in jobs["verdict"]["steps"] if "download" in step.get("uses", "")]
+    assert fnmatch(upload["name"].replace("${{ matrix.shard }}", "2"), download["pattern"])
 
 
 def test_every_marker_that_pytest_leaves_out_is_asked_for_where_it_is_used() -> None:
