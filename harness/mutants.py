@@ -1194,6 +1194,18 @@ _mutant(
     tests=["test_the_daemon_is_confined"],
 )
 _mutant(
+    "record-stalled",
+    "A4",
+    "Whoever makes no pause keeps the audit daemon from all other agents.",
+    program(
+        AUDIT_UNIT,
+        f"{AUDIT}/daemon.py",
+        "watcher.read(time.monotonic_ns() + READ_TIME)",
+        "while watcher.read(): time.sleep(0.05)",
+    ),
+    tests=["test_a_storm_neither_stalls_nor_blinds_the_record[renames across directories]"],
+)
+_mutant(
     "one-budget-for-all",
     "A5",
     "An agent that is over its limit has the others' oldest rows removed too.",
