@@ -159,7 +159,7 @@ def verify(
                 str(REPOSITORY / "tests" / "contract"),
                 f"--rootdir={REPOSITORY}",
                 *("-c", str(REPOSITORY / "pyproject.toml"), "-p", "no:terminal", "-p", "no:cacheprovider"),
-                *("-m", "not auditd and not power" + ("" if hijack else " and not hermes")),
+                *(["--vm-with=hermes"] if hijack else []),
                 *("-n", str(workers), "-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
                 *([] if fresh else ["--vm-records"]),
                 *(f"--vm-claim={each}" for each in claim or []),
