@@ -27,6 +27,7 @@ from rich.text import Text
 from harness.cache import Cache
 from harness.errors import HarnessError
 from harness.mutants import InSources, Mutant, patch
+from harness.pace import stretch
 from harness.policy import REPOSITORY
 from harness.probes.ways import WAYS
 from harness.report import EXIT_BROKEN, EXIT_HELD, EXIT_UNTRIED, TestOutcome
@@ -244,7 +245,7 @@ def run_mutant(
         ]
         process = warm.Process(target=_run_pytest, args=(root, arguments, LOGS / f"{mutant.id}.txt"))
         process.start()
-        process.join(TIMEOUT)
+        process.join(stretch(TIMEOUT))
         process.kill()
         process.join()
         # Who did not come to an end has not written it: then all is untried.

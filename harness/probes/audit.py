@@ -13,6 +13,7 @@ from testinfra.host import Host
 
 from harness.contract import ControlFailed
 from harness.errors import HarnessError
+from harness.pace import stretch
 from harness.policy import Agent
 from harness.probes.attempts import Attacker, Attempt, Origin, order, quote
 from harness.probes.containers import main_pid
@@ -147,9 +148,8 @@ for row in reader.follow(Filter(path=sys.argv[1] or None), last, {LOOK_INTERVAL}
     print(json.dumps([*fields, time.time()]), flush=True)
 """
 FOLLOWED = "/run/followed"
-START_TIMEOUT = 60.0
 PATIENCE = 60.0
-"""Seconds for a row to come; not what a test measures."""
+"""Seconds for a row to come, stretched; not what a test measures. On a broken host they are waited out."""
 
 
 @dataclass
@@ -181,7 +181,7 @@ class Follower:
 
     def wait_rows(self, agent: Agent, kind: str, paths: Sequence[str], *, timeout: float = PATIENCE) -> list[Row]:
         """The first row on each of these paths, by one of which a renamed file went; raises ``AssertionError``."""
-        started = time.monotonic()
+        started, timeout = time.monotonic(), stretch(timeout)
         while True:
             first = {row.old_path or row.path: row for row in reversed(self.of(agent, kind))}
             missing = [path for path in paths if path not in first]
@@ -201,7 +201,7 @@ def follow(machine: Machine, paths: str | None = None) -> Follower:
     machine.put(FOLLOWER.encode(), "/run/follow.py")
     machine.run(f"setsid python3 /run/follow.py {quote(paths or '')} < /dev/null > {FOLLOWED} 2>&1 &").check()
     follower = Follower(machine)
-    wait_until("the record is followed", lambda: machine.run(["test", "-s", FOLLOWED]).exit == 0, timeout=START_TIMEOUT)
+    wait_until("the record is followed", lambda: machine.run(["test", "-s", FOLLOWED]).exit == 0)
     return follower
 
 

@@ -176,7 +176,7 @@ QUEUE = 16
 def test_a_burst_that_overflows_the_kernels_queue_is_found_again_and_marked(
     machine: Machine, attacker: Agent, neighbours: list[Agent]
 ) -> None:
-    machine.run(f"sysctl -q fs.inotify.max_queued_events={QUEUE} && systemctl restart {UNIT}", timeout=120).check()
+    machine.run(f"sysctl -q fs.inotify.max_queued_events={QUEUE} && systemctl restart {UNIT}", timeout=300).check()
     followed = follow(machine)
     burst = "mkdir {state}/burst && cd {state}/burst && i=0; while [ $i -lt 1000 ]; do : > $i; i=$((i + 1)); done"
     order(machine.host, attacker, burst.format(state=quote(attacker.state_dir)))
