@@ -14,7 +14,7 @@
     lab             makes machines of any plan
 
 A test of a claim is marked ``@pytest.mark.claim("D2")``, and one that takes long ``@pytest.mark.recorded`` (see
-``harness.records``). Markers of tests that are left out by default are in ``harness.selection``.
+``harness.records``). Markers of tests that are left out by default are in ``harness.left_out``.
 """
 
 import json
@@ -54,7 +54,7 @@ from harness.vm.accelerator import CHOICES
 from harness.vm.machine import Machine
 from harness.vm.template import Template
 
-pytest_plugins = ["harness.selection"]
+pytest_plugins = ["harness.left_out"]
 REPOSITORY = Path(__file__).resolve().parent.parent
 KEEP = ("never", "on-failure", "always")
 OPTIONS: dict[str, tuple[str, Any, str]] = {

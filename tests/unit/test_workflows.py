@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from _pytest.mark.expression import Expression
 
-from harness.selection import RARE
+from harness.left_out import RARE
 from tests.unit.support import REPOSITORY
 
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from harness.selection import RARE, describe_left_out, find_left_out
+from harness.left_out import RARE, describe_left_out, find_left_out
 from tests.faults.support import run_pytest
 from tests.unit.support import REPOSITORY
 
