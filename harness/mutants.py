@@ -418,6 +418,17 @@ _mutant(
     tests=[LIMITS],
 )
 _mutant(
+    "neighbour-starved",
+    "D4",
+    "A and B may have all processors, and before any other agent.",
+    InGuest("""
+echo 1 > "$(cgroup_of $z_uid)/cpu.weight"
+for uid in "$a_uid" "$b_uid"; do
+  echo max > "$(cgroup_of $uid)/cpu.max"; echo 300 > "$(cgroup_of $uid)/cpu.weight"
+done"""),
+    tests=["test_a_fork_bomb_on_all_processors_leaves_the_others_theirs"],
+)
+_mutant(
     "all-memory-for-agents",
     "D4",
     "All agents together may have all memory.",
