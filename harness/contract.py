@@ -69,7 +69,7 @@ CLAIMS: dict[str, Claim] = {
         Claim("T2", "Bad input gets an OpenAI-shaped error, and the server goes on serving."),
         Claim("T3", "The speech server is reachable from the host and from agents granted it, and from nowhere else."),
         Claim("T4", "The speech server runs unprivileged and sandboxed."),
-        Claim("A1", "What happens under a state directory is recorded within a second."),
+        Claim("A1", "What happens under a state directory is recorded within a second of what a bare watcher needs."),
         Claim("A2", "Nothing is lost: an overflow is found again by a rescan and marked."),
         Claim("A3", "The audit database survives a kill and a power cut."),
         Claim("A4", "No agent can read, change, delete or stall the record."),

@@ -63,7 +63,7 @@ def collect(machines: Sequence[Machine], artifacts: Path, test: str) -> Path:
 
 def _collect_inside(machine: Machine, place: Path) -> None:
     commands = "".join(f"( {command} ) > {name} 2>&1 < /dev/null; " for name, command in COMMANDS.items())
-    done = machine.run(ARCHIVE.format(commands=commands), timeout=60).check()
+    done = machine.run(ARCHIVE.format(commands=commands), timeout=120).check()
     archive = place / "guest.tar.gz"
     archive.write_bytes(done.stdout)
     with tarfile.open(archive) as tar:

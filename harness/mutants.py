@@ -418,6 +418,17 @@ _mutant(
     tests=[LIMITS],
 )
 _mutant(
+    "neighbour-starved",
+    "D4",
+    "A and B may have all processors, and before any other agent.",
+    InGuest("""
+echo 1 > "$(cgroup_of $z_uid)/cpu.weight"
+for uid in "$a_uid" "$b_uid"; do
+  echo max > "$(cgroup_of $uid)/cpu.max"; echo 300 > "$(cgroup_of $uid)/cpu.weight"
+done"""),
+    tests=["test_a_fork_bomb_on_all_processors_leaves_the_others_theirs"],
+)
+_mutant(
     "all-memory-for-agents",
     "D4",
     "All agents together may have all memory.",
@@ -1192,6 +1203,18 @@ _mutant(
     "The audit daemon may change files that are not its own.",
     settings(AUDIT_UNIT, "CapabilityBoundingSet=CAP_DAC_OVERRIDE", "AmbientCapabilities=CAP_DAC_OVERRIDE"),
     tests=["test_the_daemon_is_confined"],
+)
+_mutant(
+    "record-stalled",
+    "A4",
+    "Whoever makes no pause keeps the audit daemon from all other agents.",
+    program(
+        AUDIT_UNIT,
+        f"{AUDIT}/daemon.py",
+        "watcher.read(time.monotonic_ns() + READ_TIME)",
+        "while watcher.read(): time.sleep(0.05)",
+    ),
+    tests=["test_a_storm_neither_stalls_nor_blinds_the_record[renames across directories]"],
 )
 _mutant(
     "one-budget-for-all",

@@ -27,6 +27,7 @@ from rich.text import Text
 from harness.cache import Cache
 from harness.errors import HarnessError
 from harness.mutants import InSources, Mutant, patch
+from harness.pace import measure_pace, stretch
 from harness.policy import REPOSITORY
 from harness.probes.ways import WAYS
 from harness.report import EXIT_BROKEN, EXIT_HELD, EXIT_UNTRIED, SLOWEST, TestOutcome
@@ -196,6 +197,7 @@ def run_mutants(
     Those that wait more than they work run beside them, half as many: three that work would keep each other from two
     processors.
     """
+    measure_pace()  # before there are processes, who inherit it
     tests = collect_tests()
     chosen = {mutant.id: own_tests(mutant, tests) for mutant in mutants}
     LOGS.mkdir(parents=True, exist_ok=True)
@@ -253,7 +255,7 @@ def run_mutant(
         ]
         process = warm.Process(target=_run_pytest, args=(root, arguments, LOGS / f"{mutant.id}.txt"))
         process.start()
-        process.join(TIMEOUT)
+        process.join(stretch(TIMEOUT))
         process.kill()
         process.join()
         # Who did not come to an end has not written it: then all is untried.

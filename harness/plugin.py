@@ -14,7 +14,7 @@
     lab             makes machines of any plan
 
 A test of a claim is marked ``@pytest.mark.claim("D2")``, and one that takes long ``@pytest.mark.recorded`` (see
-``harness.records``).
+``harness.records``). Markers of tests that are left out by default are in ``harness.left_out``.
 """
 
 import json
@@ -40,6 +40,7 @@ from harness.guests.peers import STATIONS, Network, Peer
 from harness.lab import GUESTS, Lab, Settings, check_choice
 from harness.mutants import find_mutant
 from harness.mutation import MutatedLab
+from harness.pace import describe_pace, measure_pace
 from harness.policy import Agent, Plan, evaluate_flake, reference_plan
 from harness.probes.attempts import Aim, Outcome, attackers, is_among, run_attempts
 from harness.probes.audit import plan_audit_attempts
@@ -57,6 +58,7 @@ from harness.vm.accelerator import CHOICES
 from harness.vm.machine import Machine
 from harness.vm.template import Template
 
+pytest_plugins = ["harness.left_out"]
 REPOSITORY = Path(__file__).resolve().parent.parent
 KEEP = ("never", "on-failure", "always")
 OPTIONS: dict[str, tuple[str, Any, str]] = {
@@ -123,6 +125,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim(id): this test attacks a claim of the contract")
     config.addinivalue_line("markers", "recorded: takes long; see --vm-records")
     config.stash[SETTINGS] = _check_options(config)
+    measure_pace()  # before there are workers, who inherit it
     if config.getoption("vm_outcomes"):
         config.pluginmanager.register(Collector(), "outcomes")
     if hasattr(config, "workerinput"):
@@ -212,7 +215,8 @@ def pytest_report_header(config: pytest.Config) -> str:
     shard = f", shard {config.stash[SHARD]}" if config.stash[SHARD] else ""
     return (
         f"vm: guest {settings.guest}, accel {settings.accel}, {settings.cpus} cpus, {settings.memory} MiB, "
-        f"agents {subject}, cache {settings.cache}{shard}{obstacle}"
+        f"agents {subject}, cache {settings.cache}{shard}{obstacle}\n"
+        f"pace: deadlines are {describe_pace()}"
     )
 
 
@@ -569,7 +573,7 @@ def keep_machine(machine: Machine, artifacts: Path) -> Path:
 def _quiet_disk(machine: Machine) -> Iterator[None]:
     """For the duration, all that a living guest has written is in its overlay, and nothing is added."""
     with suppress(HarnessError):
-        machine.run("sync", timeout=20)
+        machine.run("sync", timeout=60)
     with suppress(HarnessError):
         machine.pause()  # QEMU writes back its own caches when it stops a machine
     yield

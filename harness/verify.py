@@ -105,7 +105,7 @@ class Attack:
             *(str(self.tests), f"--rootdir={REPOSITORY}"),
             *("-c", str(REPOSITORY / "pyproject.toml"), "-p", "harness.plugin", "-p", "no:terminal"),
             *("-p", "no:cacheprovider"),
-            *("-m", "not auditd and not power" + ("" if self.hijack else " and not hermes")),
+            *(["--vm-with=hermes"] if self.hijack else []),
             *("-n", str(self.workers), "-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
             *([] if self.fresh else ["--vm-records"]),
             *(f"--vm-claim={each}" for each in self.claims),

@@ -34,7 +34,7 @@ from harness.vm.machine import Machine
 from harness.vm.template import BOOT_TIMEOUT
 
 FACTS = Path(__file__).with_name("facts.py")
-FACTS_TIMEOUT = 120.0
+FACTS_TIMEOUT = 300.0
 SETTINGS = {"tailnetInterface": "tailscale0"}
 """The host's: without a tailnet no port is published."""
 FIRST = [{"name": "a", "egress": "internet", "memory": "64m"}, {"name": "b", "memory": "64m"}]
@@ -206,7 +206,7 @@ class LiveHost:
         return [name for name in NAMES if former.get(name) != now.get(name)]
 
     def restart(self, name: str) -> list[str]:
-        self.machine.run(["systemctl", "restart", f"docker-hermes-{name}.service"], timeout=120).check()
+        self.machine.run(["systemctl", "restart", f"docker-hermes-{name}.service"], timeout=300).check()
         self._wait_new(name)
         return [name]
 

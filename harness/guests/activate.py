@@ -58,9 +58,11 @@ BOOTED = Path("/run/tentaflake-booted")
 """There from when this boot's generation is decided: until then the generator does not trust ``current``."""
 KERNEL_COMMAND_LINE = Path("/proc/cmdline")
 STOPPED_BY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-END_TIMEOUT = 10.0
+END_TIMEOUT = 60.0
+"""Seconds for the processes of a removed user to end, which were killed."""
 PLAN_VERSION = 1
-START_TIMEOUT = 180.0
+START_TIMEOUT = 600.0
+"""Seconds for all agents to start; one that fails again and again is not waited for."""
 SECRETS = Path("/run/agenix")
 SECRETS_STORE = Path("/run/agenix.d")
 Files = dict[str, tuple[int, str]]

@@ -82,6 +82,8 @@ PROBE_IMAGE = "usr/lib/tentaflake/probe.tar"
 ARCHIVE = "/var/tmp/image.tar.gz"
 PIECE = 4 << 20
 LOAD_TIMEOUT = 1800.0
+SWITCH_TIMEOUT = 900.0
+"""Seconds for a switch; longer than the guest itself waits for its agents (``activate.START_TIMEOUT``)."""
 """Seconds to unpack and hash an image; ten times what the Hermes image takes under TCG on two cores of its own."""
 
 
@@ -219,13 +221,15 @@ class DebianGuest:
         if files is None:
             files = canaries(plan, host_key(machine, plan)) if plan.secrets else {}
         content = {"plan.json": plan.to_json().encode(), **files}
-        machine.run(["sh", "-c", switch_script()], stdin=tar_of(content), timeout=300).check()
+        machine.run(["sh", "-c", switch_script()], stdin=tar_of(content), timeout=SWITCH_TIMEOUT).check()
 
     def wait_agents(self, machine: Machine) -> None:
-        machine.run([ACTIVATION, "wait"], timeout=300).check()
+        machine.run([ACTIVATION, "wait"], timeout=SWITCH_TIMEOUT).check()
 
     def roll_back(self, machine: Machine, number: int | None = None) -> None:
-        machine.run([ACTIVATION, "rollback", *([] if number is None else [str(number)])], timeout=300).check()
+        machine.run(
+            [ACTIVATION, "rollback", *([] if number is None else [str(number)])], timeout=SWITCH_TIMEOUT
+        ).check()
 
 
 def switch_script(*options: str) -> str:

@@ -51,7 +51,7 @@ for unit in $(systemctl show --property=Wants --value multi-user.target); do
     sleep 0.25
   done
 done"""
-SWITCH_TIMEOUT = 300.0
+SWITCH_TIMEOUT = 900.0
 
 
 class NixosGuest(DebianGuest):

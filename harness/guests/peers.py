@@ -36,7 +36,7 @@ from harness.guests.addresses import (
     Station,
 )
 from harness.vm.machine import Machine
-from harness.vm.shell import Result
+from harness.vm.shell import RUN_TIMEOUT, Result
 
 STATIONS = {"internet": INTERNET, "lan": LAN, "tailnet": TAILNET}
 SERVICE = Path(peer_service.__file__)
@@ -116,7 +116,7 @@ def role_script(role: str) -> str:
 def prepare(machine: Machine, role: str) -> None:
     """Make a booted guest a peer. What the host must know of it is kept in its template's directory."""
     machine.put(SERVICE.read_bytes(), SERVICE_PATH, 0o755)
-    machine.run(PREPARE, timeout=120).check()
+    machine.run(PREPARE, timeout=300).check()
     machine.run(role_script(role)).check()
     if role == "tailnet":
         own, hosts = X25519PrivateKey.generate(), X25519PrivateKey.generate()
@@ -188,7 +188,7 @@ class Peer:
         """A testinfra ``Host`` on it."""
         return self.machine.host
 
-    def run(self, command: str | Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> Result:
+    def run(self, command: str | Sequence[str], *, timeout: float = RUN_TIMEOUT, stdin: bytes = b"") -> Result:
         """Run a command as root; see ``Machine.run``."""
         return self.machine.run(command, timeout=timeout, stdin=stdin)
 

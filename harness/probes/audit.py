@@ -1,5 +1,5 @@
-"""Attacks on the audit daemon and its record (A4), and what else its tests do in a guest: acts that it has to record,
-and a follower that notes when each row can be read.
+"""Attacks on the audit daemon and its record (A4), and what else its tests do in a guest: a follower that notes when
+each row can be read, and a bare watcher that is held beside the daemon.
 """
 
 import json
@@ -11,9 +11,12 @@ from typing import NamedTuple
 
 from testinfra.host import Host
 
+from harness.contract import ControlFailed
 from harness.errors import HarnessError
+from harness.pace import stretch
 from harness.policy import Agent
-from harness.probes.attempts import Attacker, Attempt, Origin, quote
+from harness.probes.attempts import Attacker, Attempt, Origin, order, quote
+from harness.probes.containers import main_pid
 from harness.probes.programs import wait_until
 from harness.probes.ways import BOTH, ROOT, own_directory
 from harness.vm.machine import Machine
@@ -130,6 +133,8 @@ class Row(NamedTuple):
     seen: float
 
 
+LOOK_INTERVAL = 0.05
+"""Seconds between two looks at a record, the daemon's or the bare watcher's."""
 # Prints the rows as they come, each with the time at which it could be read.
 FOLLOWER = f"""\
 import json, sys, time
@@ -138,14 +143,13 @@ from hermes_auditd.reader import Filter, Reader
 reader = Reader("{DATABASE}")
 last = reader.last_id()
 print("[]", flush=True)
-for row in reader.follow(Filter(agent=sys.argv[1] or None), last, 0.05):
+for row in reader.follow(Filter(path=sys.argv[1] or None), last, {LOOK_INTERVAL}):
     fields = [row[name] for name in ("id", "agent", "kind", "path", "old_path", "origin", "count")]
     print(json.dumps([*fields, time.time()]), flush=True)
 """
 FOLLOWED = "/run/followed"
-START_TIMEOUT = 60.0
 PATIENCE = 60.0
-"""Seconds for a row to come; not what a test measures."""
+"""Seconds for a row to come, stretched; not what a test measures. On a broken host they are waited out."""
 
 
 @dataclass
@@ -177,7 +181,7 @@ class Follower:
 
     def wait_rows(self, agent: Agent, kind: str, paths: Sequence[str], *, timeout: float = PATIENCE) -> list[Row]:
         """The first row on each of these paths, by one of which a renamed file went; raises ``AssertionError``."""
-        started = time.monotonic()
+        started, timeout = time.monotonic(), stretch(timeout)
         while True:
             first = {row.old_path or row.path: row for row in reversed(self.of(agent, kind))}
             missing = [path for path in paths if path not in first]
@@ -189,12 +193,101 @@ class Follower:
             time.sleep(min(0.1 + waited / 10, 2))  # each look is a process in the guest
 
 
-def follow(machine: Machine, only: Agent | None = None) -> Follower:
-    """Follow the record from now on, or what it has of one agent: of a flood, nobody can read the rows that soon."""
+def follow(machine: Machine, paths: str | None = None) -> Follower:
+    """Follow the record from now on, or what it has on some paths (an SQLite GLOB).
+
+    In a storm, who prints every row is late by what the printing takes, and takes it from the daemon.
+    """
     machine.put(FOLLOWER.encode(), "/run/follow.py")
-    machine.run(
-        f"setsid python3 /run/follow.py {quote(only.name if only else '')} < /dev/null > {FOLLOWED} 2>&1 &"
-    ).check()
+    machine.run(f"setsid python3 /run/follow.py {quote(paths or '')} < /dev/null > {FOLLOWED} 2>&1 &").check()
     follower = Follower(machine)
-    wait_until("the record is followed", lambda: machine.run(["test", "-s", FOLLOWED]).exit == 0, timeout=START_TIMEOUT)
+    wait_until("the record is followed", lambda: machine.run(["test", "-s", FOLLOWED]).exit == 0)
     return follower
+
+
+# --- the control: what a bare watcher needs ---------------------------------------------------------------
+
+# The least that can record: each name that appears in a directory is a row in a database of its own, safe on the disk
+# before anybody can read it. Nothing is told apart, looked at, coalesced or bounded.
+BARE_WATCHER = """\
+import ctypes, os, sqlite3, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+database, *directories = sys.argv[1:]
+queue = libc.inotify_init()
+for directory in directories:
+    if libc.inotify_add_watch(queue, os.fsencode(directory), 0x100) < 0:  # IN_CREATE
+        sys.exit(f"{directory}: {os.strerror(ctypes.get_errno())}")
+record = sqlite3.connect(database, isolation_level=None)
+record.execute("PRAGMA journal_mode = WAL")
+record.execute("PRAGMA synchronous = FULL")
+record.execute("CREATE TABLE act (name TEXT)")
+print("watching", flush=True)
+while True:
+    data, position = os.read(queue, 32768), 0
+    record.execute("BEGIN")
+    while position < len(data):
+        _, _, _, length = struct.unpack_from("iIII", data, position)
+        name = data[position + 16 : position + 16 + length].rstrip(b"\\0").decode()
+        record.execute("INSERT INTO act VALUES (?)", (name,))
+        position += 16 + length
+    record.execute("COMMIT")
+"""
+# Prints the names as they come, each with the time at which it could be read.
+BARE_READER = f"""\
+import json, sqlite3, sys, time
+record, last = sqlite3.connect(f"file:{{sys.argv[1]}}?mode=ro", uri=True), 0
+while True:
+    rows = record.execute("SELECT rowid, name FROM act WHERE rowid > ? ORDER BY rowid", (last,)).fetchall()
+    for last, name in rows:
+        print(json.dumps([name, time.time()]), flush=True)
+    time.sleep({LOOK_INTERVAL})
+"""
+BARE = "/root/bare-watcher"
+TWIN = "/tmp/twin"
+"""A directory in an agent's container, outside of its state: the bare watcher's, and not the daemon's."""
+
+
+@dataclass(frozen=True)
+class BareWatcher:
+    """A bare watcher of what appears in ``TWIN`` of some agents, in the same guest as the daemon.
+
+    ``twins`` are these directories as the host sees them, by the agents' names.
+    """
+
+    machine: Machine
+    twins: dict[str, str]
+
+    def measure_delays(self, agent: Agent, names: Sequence[str]) -> list[float]:
+        """Seconds from when each file was made in the agent's twin until the bare record's reader had its name."""
+
+        def are_seen() -> bool:
+            return set(names) <= self._read_times().keys()
+
+        wait_until("a bare watcher has seen the acts", are_seen)
+        seen = self._read_times()
+        paths = " ".join(quote(f"{self.twins[agent.name]}/{name}") for name in names)
+        made = map(float, self.machine.host.check_output(f"stat -c %.9Z {paths}").splitlines())
+        return [seen[name] - moment for name, moment in zip(names, made, strict=True)]
+
+    def _read_times(self) -> dict[str, float]:
+        said = self.machine.run(f"cat {BARE}/seen").check().text
+        return dict(json.loads(line) for line in said.splitlines(keepends=True) if line.endswith("\n"))
+
+
+def start_bare_watcher(machine: Machine, agents: Sequence[Agent]) -> BareWatcher:
+    """Start a bare watcher beside the daemon; names of files in the twins have to differ between agents too."""
+    twins = {}
+    for agent in agents:
+        order(machine.host, agent, f"mkdir {TWIN}")
+        twins[agent.name] = f"/proc/{main_pid(machine.host, agent)}/root{TWIN}"
+    machine.run(["mkdir", BARE]).check()
+    for name, program in (("watcher", BARE_WATCHER), ("reader", BARE_READER)):
+        machine.put(program.encode(), f"{BARE}/{name}.py")
+    run = f"cd {BARE} && setsid python3 -I -S {{}} < /dev/null > {{}} 2>&1 &"
+    arguments = " ".join(map(quote, twins.values()))
+    machine.run(run.format(f"watcher.py {BARE}/record.db {arguments}", "said")).check()
+    wait_until("a bare watcher is there", lambda: machine.run(["test", "-s", f"{BARE}/said"]).exit == 0)
+    if (said := machine.run(["cat", f"{BARE}/said"]).check().text) != "watching\n":
+        raise ControlFailed(f"the bare watcher does not watch: {said}")
+    machine.run(run.format(f"reader.py {BARE}/record.db", "seen")).check()
+    return BareWatcher(machine, twins)

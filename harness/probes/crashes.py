@@ -9,6 +9,7 @@ from testinfra.host import Host
 
 from harness.contract import ClaimBroken
 from harness.errors import HarnessError
+from harness.pace import stretch
 from harness.policy import Agent
 
 BACK_TIMEOUT = 600.0
@@ -90,7 +91,7 @@ def wait_replaced(
 
     Raises ``ClaimBroken`` when ``unit`` is one that systemd will not start again.
     """
-    deadline = time.monotonic() + BACK_TIMEOUT
+    deadline = time.monotonic() + stretch(BACK_TIMEOUT)
     wanted = {name: agents[name] for name in names if name in agents}  # each look at more costs processor time
     services = [name for name in names if name in SERVICES]
     while True:

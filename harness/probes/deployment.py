@@ -10,6 +10,7 @@ import msgspec
 from testinfra.host import Host
 
 from harness.errors import HarnessError
+from harness.guests.debian import SWITCH_TIMEOUT
 from harness.policy import Agent, Plan, evaluate_specs, host_of, specs_of
 from harness.probes.attempts import Attacker, Attempt, quote
 from harness.probes.stage import Target
@@ -159,7 +160,7 @@ def kill_switch(machine: Machine, step: int | str) -> str | None:
     Returns which one that is, or None if there is none, and all was done.
     """
     switch = f"python3 {KILLED_SWITCH} {quote(str(step))} switch --files {AGE_FILES} {PLAN}"
-    done = machine.run(f"{switch}; echo $?", timeout=300).check()
+    done = machine.run(f"{switch}; echo $?", timeout=SWITCH_TIMEOUT).check()
     *said, code = done.text.splitlines()
     if code == "0":
         return None

@@ -13,6 +13,7 @@ from harness.policy import Agent
 from harness.probes.attempts import order, quote
 from harness.probes.containers import main_pid
 from harness.vm.machine import Machine
+from harness.vm.shell import CommandTimeout
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,14 @@ class Health:
 
 
 def measure(machine: Machine, neighbour: Agent) -> Health:
-    """Raises when the neighbour or the host can do it no longer."""
+    """Raises ``AssertionError`` when the neighbour or the host can do it no longer, or has not in minutes."""
+    try:
+        return _measure(machine, neighbour)
+    except CommandTimeout as error:
+        raise AssertionError(f"{neighbour.name}, the host or the network is served no longer: {error}") from error
+
+
+def _measure(machine: Machine, neighbour: Agent) -> Health:
     started = time.monotonic()
     said = order(machine.host, neighbour, "echo alive > health && sync health && cat health")
     if said != "alive":

@@ -98,7 +98,7 @@ def build_stage(host: Machine, plan: Plan) -> None:
         token = f"{secrets.randbits(31):08x}"
         host.put(token.encode(), _token_path(agent), 0o600)
         leave = ["docker", "exec", agent.container.name, "python3", "-I", "-S", "-c", RESIDENT.read_text(), token]
-        host.run(leave, timeout=120).check()
+        host.run(leave, timeout=300).check()
     warm_up(host, plan)
 
 

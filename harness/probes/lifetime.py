@@ -12,7 +12,7 @@ from harness.probes.crashes import who_runs
 from harness.probes.programs import wait_until
 from harness.vm.machine import Machine
 
-BOOT_TIMEOUT = 300.0
+BOOT_TIMEOUT = 600.0
 """Seconds; a boot takes 40 under TCG."""
 # The unit that loads the table waits for a word.
 HOLD = """\
@@ -110,12 +110,12 @@ RECEIVER = """\
         if sum(came) < 10 or sum(came) % 100 == 0:
             print(json.dumps(came), flush=True)
     """
-# Speaks over one connection for as long as it is answered.
+# Speaks over one connection for as long as it is answered within its patience (seconds).
 SPEAKER = """\
     import json, socket, time
     connection = socket.create_connection(TARGET, 10)
     while True:
-        connection.settimeout(3)
+        connection.settimeout(PATIENCE)
         try:
             connection.sendall(b"x")
             answered = connection.recv(1000) != b""

@@ -17,6 +17,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.guests import addresses, peer_service
 from harness.guests.peers import RECORDER, SERVICE_PATH, STATIONS, Network, read_recorder
+from harness.pace import stretch, stretch_whole
 from harness.policy import Agent, Plan
 from harness.probes import prober
 from harness.probes.attempts import Aim, Attacker, Attempt, Outcome, is_among, quote, run_attempts
@@ -127,7 +128,7 @@ def build_scene(host: Machine, plan: Plan) -> None:
             f"{RUN} --property=NetworkNamespacePath=/proc/$pid/ns/net {_echo(name, AGENT_PORTS)}",
         ]
     lines.append(f"{RUN} {_echo(HOST, HOST_PORTS)}")
-    host.run("\n".join(lines), timeout=120).check()
+    host.run("\n".join(lines), timeout=300).check()
 
 
 def scene_builder(plan: Plan) -> Callable[[Machine], None]:
@@ -408,7 +409,7 @@ def _granted_by_name(agent: Agent, name: str) -> bool:
 
 def _fetch(names: Sequence[str], seconds: int) -> str:
     """All pages at once: each that is refused takes its whole time."""
-    pages = "".join(f"wget -q -T {seconds} -O - http://{name}/ & " for name in names)
+    pages = "".join(f"wget -q -T {stretch_whole(seconds)} -O - http://{name}/ & " for name in names)
     return f"{{ {pages}wait; }} 2> /dev/null"
 
 
@@ -441,7 +442,7 @@ def run_probes(network: Network, scene: Scene, trials: Sequence[Trial]) -> Asked
     waiting: list[tuple[list[Attacker], Callable[[], Result]]] = []
     for machine, attackers in [*places, (network.host, at_host)]:
         work = [person(scene.pids, each, list(by_attacker[each.slug].values())) for each in attackers]
-        start = machine.shell.start(["python3", "-I", "-S", PROBER_PATH], stdin=json.dumps(work).encode(), timeout=120)
+        start = machine.shell.start(["python3", "-I", "-S", PROBER_PATH], stdin=json.dumps(work).encode(), timeout=300)
         waiting.append((attackers, start))
     found: Asked = {}
     for attackers, finish in waiting:
@@ -462,7 +463,8 @@ def person(pids: Mapping[str, int], attacker: Attacker, probes: Sequence[Probe])
     agent = attacker.agent
     pid = pids[agent.name] if agent and attacker.origin == "wire" else None
     user = agent if attacker.origin == "uid" else None
-    return {"pid": pid, "uid": user and user.uid, "gid": user and user.gid, "probes": probes}
+    ids = {"pid": pid, "uid": user and user.uid, "gid": user and user.gid}
+    return {**ids, "probes": probes, "patience": stretch(prober.PATIENCE)}
 
 
 Arrivals = set[tuple[str, str]]

@@ -5,12 +5,12 @@
 
 Runs inside a guest with its own Python and nothing else. Each attacker is an object
 
-    {"pid": PID, "uid": UID, "gid": GID, "probes": PROBES}
+    {"pid": PID, "uid": UID, "gid": GID, "probes": PROBES, "patience": SECONDS}
 
 and probes as whoever started the program; in the network namespace of process ``pid``, and with the ids, that are not
 null. All attackers try at the same time, each in a process of its own: a Python takes longer to start than to try. The
 answers to each are a list of texts, empty where nothing came; or, of an attacker that could not try, a text that says
-why. The probes are a list of objects
+why. No more is waited for once nothing has come for ``patience`` seconds (default: 4). The probes are a list of objects
 
     {"kind": KIND, "address": ADDRESS, "port": PORT}
 
@@ -48,11 +48,12 @@ if TYPE_CHECKING:
 
     Probe = dict[str, Any]
 
-SILENCE = 4.0
-"""Seconds without any answer after which no more is waited for: what is dropped has none."""
-LONGEST = 60.0
-AGAIN = 1.6
-"""Seconds after which a datagram is sent once more: one may be lost in a crowd."""
+PATIENCE = 4.0
+"""Seconds without any answer after which no more is waited for: what is dropped has none. Every run waits them out."""
+LONGEST = 15
+"""The most that all is waited for, in patiences."""
+AGAIN = 0.4
+"""Patiences after which a datagram is sent once more: one may be lost in a crowd."""
 CLONE_NEWNET = 0x40000000
 """As setns(2) wants it; ``os`` has it from Python 3.12 on."""
 IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
@@ -243,7 +244,7 @@ def begin(probe: Probe) -> Try | None:
         return None
 
 
-def run(tries: list[Try]) -> None:
+def run(tries: list[Try], patience: float) -> None:
     """Wait until every try is done, or until nothing has come for a while."""
     selector = selectors.DefaultSelector()
     for each in tries:
@@ -251,8 +252,10 @@ def run(tries: list[Try]) -> None:
             each.send()
         selector.register(each.sock, selectors.EVENT_WRITE if each.connecting else selectors.EVENT_READ, each)
     started = heard = sent = time.monotonic()
-    while selector.get_map() and (now := time.monotonic()) < (end := min(heard + SILENCE, started + LONGEST)):
-        for key, _ in selector.select(max(min(end, sent + AGAIN) - now, 0)):
+    while selector.get_map() and (now := time.monotonic()) < (
+        end := min(heard + patience, started + LONGEST * patience)
+    ):
+        for key, _ in selector.select(max(min(end, sent + AGAIN * patience) - now, 0)):
             each = key.data
             if each.receive():
                 heard = time.monotonic()
@@ -260,7 +263,7 @@ def run(tries: list[Try]) -> None:
                 selector.unregister(each.sock)
             elif key.events == selectors.EVENT_WRITE:
                 selector.modify(each.sock, selectors.EVENT_READ, each)
-        if time.monotonic() - sent >= AGAIN:
+        if time.monotonic() - sent >= AGAIN * patience:
             sent = time.monotonic()
             for key in list(selector.get_map().values()):
                 if key.data.sock.type != socket.SOCK_STREAM:
@@ -272,10 +275,10 @@ def said(each: Try) -> str:
     return each.answer.decode(errors="replace") or ("connected" if each.connected else "")
 
 
-def try_all(probes: list[Probe]) -> list[str]:
+def try_all(probes: list[Probe], patience: float = PATIENCE) -> list[str]:
     """The answer to each probe."""
     tries = [begin(probe) for probe in probes]
-    run([each for each in tries if each is not None])
+    run([each for each in tries if each is not None], patience)
     return [said(each) if each else "" for each in tries]
 
 
@@ -302,7 +305,7 @@ def start(attacker: dict[str, Any]) -> int:
     answers: list[str] | str
     try:
         become(attacker)
-        answers = try_all(attacker["probes"])
+        answers = try_all(attacker["probes"], attacker.get("patience", PATIENCE))
     except (OSError, LookupError, ValueError) as error:
         answers = f"{type(error).__name__}: {error}"
     with open(writing, "w") as out:

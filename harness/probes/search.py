@@ -160,7 +160,7 @@ print(json.dumps({{number: sorted(uids) for number, uids in owners.items()}}))
 
 def page_owners(machine: Machine, pages: Iterable[int]) -> dict[int, list[int]]:
     """The uids of the processes that have each of these pages mapped, if any has (proc_pid_pagemap(5))."""
-    done = machine.run(["python3", "-I", "-S", "-c", OWNERS], stdin=json.dumps(sorted(pages)).encode(), timeout=120)
+    done = machine.run(["python3", "-I", "-S", "-c", OWNERS], stdin=json.dumps(sorted(pages)).encode(), timeout=300)
     return {int(number): uids for number, uids in json.loads(done.check().stdout).items()}
 
 

@@ -24,7 +24,7 @@ import openai
 from harness.probes.prober import become
 
 Answer = dict[str, Any]
-TIMEOUT = 120.0
+TIMEOUT = 400.0
 """Seconds for one answer, under TCG on a loaded machine."""
 
 

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from harness.contract import CLAIMS
 from harness.errors import HarnessError
+from harness.pace import describe_pace
 from harness.vm.qemu import host_cpu, qemu_version
 
 Outcome = Literal["held", "partial", "broken", "untried", "to-come"]
@@ -179,6 +180,7 @@ def describe_machine() -> dict[str, str]:
         "processor": f"{os.cpu_count()} x {model or platform.machine()}",
         "qemu": ".".join(map(str, qemu_version())),
         "python": platform.python_version(),
+        "pace": describe_pace(),
     }
 
 

@@ -17,8 +17,9 @@ from pexpect.socket_pexpect import SocketSpawn
 from testinfra.backend.base import BaseBackend, CommandResult
 
 from harness.errors import HarnessError
+from harness.pace import stretch
 from harness.vm.qemu import Process
-from harness.vm.shell import Result, Shell
+from harness.vm.shell import RUN_TIMEOUT, Result, Shell
 
 SSH_HOST_KEY = "/etc/ssh/ssh_host_ed25519_key.pub"
 
@@ -35,7 +36,7 @@ class ShellBackend(BaseBackend):
 
     def run(self, command: str, *args: str, **kwargs: Any) -> CommandResult:
         line = self.get_command(command, *args)
-        result = self._shell.run(line, timeout=kwargs.get("timeout", 60.0)).stop_if_timed_out()
+        result = self._shell.run(line, timeout=kwargs.get("timeout", RUN_TIMEOUT)).stop_if_timed_out()
         return self.result(result.exit, line.encode(), result.stdout, result.stderr)
 
 
@@ -77,7 +78,7 @@ class Machine:
         """A testinfra ``Host`` on this machine."""
         return testinfra.host.Host(ShellBackend(self.shell, self.process.directory.name))
 
-    def run(self, command: str | Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> Result:
+    def run(self, command: str | Sequence[str], *, timeout: float = RUN_TIMEOUT, stdin: bytes = b"") -> Result:
         """Run a shell command line or an argument vector as root; see ``Shell.run``."""
         return self.shell.run(command, timeout=timeout, stdin=stdin)
 
@@ -96,9 +97,10 @@ class Machine:
         return int(match[1])
 
     @contextmanager
-    def ssh(self, user: str = "root", timeout: float = 30.0) -> Iterator[paramiko.SSHClient]:
+    def ssh(self, user: str = "root", timeout: float = 120.0) -> Iterator[paramiko.SSHClient]:
         """An SSH connection, with the guest's host key checked against the one the guest has on disk."""
         kind, key = self.run(["cat", SSH_HOST_KEY]).check().text.split()[:2]
+        timeout = stretch(timeout)
         port = self.ssh_port
         client = paramiko.SSHClient()
         entry = paramiko.hostkeys.HostKeyEntry.from_line(f"[127.0.0.1]:{port} {kind} {key}")
@@ -119,7 +121,7 @@ class Machine:
             yield client
 
     @contextmanager
-    def console(self, timeout: float = 30.0) -> Iterator["SocketSpawn[bytes]"]:
+    def console(self, timeout: float = 120.0) -> Iterator["SocketSpawn[bytes]"]:
         """The serial console as a pexpect object; a root shell waits there."""
         directory = os.open(self.process.directory, os.O_PATH)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -27,9 +27,10 @@ from qemu.qmp import QMPError
 from qemu.qmp.legacy import QEMUMonitorProtocol
 
 from harness.errors import HarnessError, Untriable
+from harness.pace import stretch
 
 CONSOLE_TAIL = 12
-MONITOR_TIMEOUT = 60.0
+MONITOR_TIMEOUT = 120.0
 """Seconds within which a new QEMU greets and an old one answers."""
 PANIC = re.compile(rb"Kernel panic - not syncing[^\r\n]*")
 
@@ -228,8 +229,8 @@ class Process:
             raise QemuFailed(f"QEMU refused {command}: {error}") from error
 
     def wait_status(self, status: str, timeout: float) -> None:
-        """Wait for ``query-status`` to say ``status`` (seconds)."""
-        deadline = time.monotonic() + timeout
+        """Wait for ``query-status`` to say ``status`` (seconds, stretched)."""
+        deadline = time.monotonic() + stretch(timeout)
         while (seen := self.execute("query-status")["status"]) != status:
             self.check()
             if time.monotonic() > deadline:

@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.errors import HarnessError
+from harness.pace import stretch
 from harness.vm.guest_shell import GREETING, HEADER, pack
 
 TICK = 0.2
 """Seconds between two looks at whether the guest still lives."""
-GRACE = 15.0
+RUN_TIMEOUT = 120.0
+"""Seconds for a command that is not known to take long."""
+GRACE = 30.0
 """Seconds past a command's own timeout after which the guest itself is held to be hung."""
 MAX_PAYLOAD = 1 << 20
 
@@ -94,14 +97,14 @@ class Shell:
         """Send what ``hello`` waits for an answer to: a start for a guest that is waited for later."""
         self._greeting = self._next_request()
         message = GREETING.pack(time.time(), os.urandom(64))
-        self._send(pack(b"H", self._greeting, message), time.monotonic() + timeout)
+        self._send(pack(b"H", self._greeting, message), time.monotonic() + stretch(timeout))
 
     def hello(self, timeout: float) -> None:
         """Wait for the shell to answer; set the guest's clock and reseed its randomness.
 
-        Raises ``GuestUnresponsive`` when ``timeout`` (seconds) has passed.
+        Raises ``GuestUnresponsive`` when ``timeout`` (seconds, stretched) has passed.
         """
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + stretch(timeout)
         if self._greeting is None:
             self.greet(timeout)
         request, self._greeting = self._greeting, None
@@ -114,23 +117,26 @@ class Shell:
                     raise HarnessError(f"the guest can not set its clock and randomness: {error}")
                 return
 
-    def run(self, command: str | Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> Result:
+    def run(self, command: str | Sequence[str], *, timeout: float = RUN_TIMEOUT, stdin: bytes = b"") -> Result:
         """Run a shell command line, or an argument vector, as root; never raises for its exit code.
 
-        ``timeout`` is in seconds, after which the guest kills it with all its process group.
+        ``timeout`` is in seconds, stretched by the machine's pace, after which the guest kills it with all its process
+        group.
         Raises ``GuestUnresponsive``, or what ``watch`` raises, when the guest itself is gone.
         """
         return self.start(command, timeout=timeout, stdin=stdin)()
 
-    def start(self, command: str | Sequence[str], *, timeout: float = 60.0, stdin: bytes = b"") -> Callable[[], Result]:
+    def start(
+        self, command: str | Sequence[str], *, timeout: float = RUN_TIMEOUT, stdin: bytes = b""
+    ) -> Callable[[], Result]:
         """``run`` in two steps: give the order, and later call what is returned, before the next order, to wait."""
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         assert argv, "an empty command"
         shown = command if isinstance(command, str) else " ".join(command)
         self._resume()
         request = self._next_request()
-        started = time.monotonic()
-        deadline = started + timeout + GRACE
+        started, timeout = time.monotonic(), stretch(timeout)
+        deadline = started + timeout + stretch(GRACE)
         for start in range(0, len(stdin), MAX_PAYLOAD):
             self._send(pack(b"I", request, stdin[start : start + MAX_PAYLOAD]), deadline)
         order = json.dumps({"argv": argv, "timeout": timeout}).encode()

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from harness.cache import Cache, explain_disk_errors, key_of
+from harness.pace import stretch
 from harness.progress import step
 from harness.vm.image import Image
 from harness.vm.machine import Machine
@@ -35,8 +36,9 @@ from harness.vm.qemu import Hardware, Process, launch_qemu, start_qemu
 
 FORMAT = 2
 """Part of every key: raise it when templates are made in another way."""
-BOOT_TIMEOUT = 300.0
-ANSWER_TIMEOUT = 30.0
+BOOT_TIMEOUT = 600.0
+ANSWER_TIMEOUT = 120.0
+SNAPSHOT_TIMEOUT = 300.0
 NETDEV = "user,restrict=on,hostfwd=tcp:127.0.0.1:0-10.0.2.15:22"
 """User-mode network that leads nowhere: the guest can not reach the host's network or the internet."""
 
@@ -199,7 +201,7 @@ def _snapshot(machine: Machine, directory: Path) -> None:
     process.execute("stop")
     process.execute("migrate-set-capabilities", capabilities=IGNORE_SHARED_MEMORY)
     process.execute("migrate", uri="exec:cat > state")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + stretch(SNAPSHOT_TIMEOUT)
     while (status := process.execute("query-migrate").get("status")) != "completed":
         process.check()
         if status == "failed" or time.monotonic() > deadline:

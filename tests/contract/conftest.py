@@ -195,7 +195,7 @@ def lacking_stage(lab: Lab, plan: Plan) -> Template:
         with pytest.raises(CommandFailed) as failed:
             lab.guest.activate(machine, wanted, files_with(machine, wanted, broken))
         machine.put(str(failed.value).encode(), REFUSAL)
-        machine.run(AS_AT_BOOT.format(since=SINCE, units=units), timeout=120).check()
+        machine.run(AS_AT_BOOT.format(since=SINCE, units=units), timeout=300).check()
         lab.guest.wait_agents(machine)
 
     return lab.stage(plan, switch_and_boot, title=f"a secret that {agent.name} cannot have", wanted=wanted.digest)

@@ -11,6 +11,7 @@ from harness.guests import activate
 from harness.guests.addresses import HOST
 from harness.guests.peers import Network
 from harness.lab import Lab
+from harness.pace import stretch, stretch_whole
 from harness.plugin import track_network
 from harness.policy import Agent, Plan, evaluate_many, reference_plan
 from harness.probes import lifetime
@@ -189,8 +190,8 @@ def test_a_flushed_table_lets_nothing_out_or_in_until_the_guard_loads_it(open_ne
     host, internet = open_network.host.host, open_network.internet
 
     def passes() -> tuple[bool, bool]:
-        fetched = order(host, online, "busybox wget -q -T 5 -O - http://9.9.9.9/")
-        greeted = internet.run(f"busybox nc -w 5 {HOST.ipv4} 22 < /dev/null").text
+        fetched = order(host, online, f"busybox wget -q -T {stretch_whole(5)} -O - http://9.9.9.9/")
+        greeted = internet.run(f"busybox nc -w {stretch_whole(5)} {HOST.ipv4} 22 < /dev/null").text
         return internet.token in fetched, greeted.startswith("SSH-")
 
     assert passes() == (True, True)
@@ -208,7 +209,7 @@ def test_an_open_connection_ends_with_the_grant_that_it_had(
     """Reloading the same table is the control: the connection goes on."""
     host = open_network.host
     host.run(STOP_GUARD).check()
-    answered = start_inside(host, online, lifetime.SPEAKER, TARGET=("9.9.9.9", 80))
+    answered = start_inside(host, online, lifetime.SPEAKER, TARGET=("9.9.9.9", 80), PATIENCE=stretch(3.0))
     wait_until("an open connection", lambda: len(answered()) > 1)
     host.run(LOAD).check()
     before = len(answered())

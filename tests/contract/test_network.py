@@ -10,6 +10,7 @@ import pytest
 from harness.contract import ControlFailed
 from harness.guests.addresses import HOST
 from harness.guests.peers import Peer
+from harness.pace import stretch
 from harness.policy import Plan
 from harness.probes.network import WAYS
 from harness.vm.machine import Machine
@@ -25,7 +26,7 @@ def test_only_what_is_granted_gets_through(
     network_outcomes(claimed, way)
 
 
-SCAN = "nmap -n -Pn --max-retries 0 --initial-rtt-timeout 200ms --max-rtt-timeout 300ms"
+SCAN = "nmap -n -Pn --max-retries 0 --initial-rtt-timeout {first}ms --max-rtt-timeout {most}ms"
 FAMILIES = {"4": ("", HOST.ipv4), "6": ("-6", HOST.ipv6)}
 # Notes every port that is tried on the host's side of the LAN, before any rule of ours.
 WATCH = """
@@ -49,15 +50,16 @@ UDP_PORTS = 100
 
 def scan(lan: Peer, ports: Mapping[str, Collection[int]]) -> str:
     """Try TCP ports, by family, and the usual UDP ones; what nmap prints. One packet a port: all may be refused."""
+    scan = SCAN.format(first=round(stretch(200)), most=round(stretch(300)))
     tcp = [
-        f"{SCAN} -sS -p {ranges(ports[family])} --min-rate 8000 {flag} {address} &"
+        f"{scan} -sS -p {ranges(ports[family])} --min-rate 8000 {flag} {address} &"
         for family, (flag, address) in FAMILIES.items()
         if ports[family]
     ]
     udp = [
-        f"{SCAN} -sU --top-ports {UDP_PORTS} --min-rate 500 {flag} {address} &" for flag, address in FAMILIES.values()
+        f"{scan} -sU --top-ports {UDP_PORTS} --min-rate 500 {flag} {address} &" for flag, address in FAMILIES.values()
     ]
-    return lan.run("\n".join([*tcp, "wait", *udp, "wait"]), timeout=240).check().text
+    return lan.run("\n".join([*tcp, "wait", *udp, "wait"]), timeout=600).check().text
 
 
 def ranges(ports: Collection[int]) -> str:
@@ -68,7 +70,7 @@ def ranges(ports: Collection[int]) -> str:
 
 def tried(machine: Machine, kind: str) -> set[int]:
     """The ports that were tried so far, as the host has seen it."""
-    listing = json.loads(machine.run(f"nft -j list set inet watch {kind}", timeout=120).check().text)
+    listing = json.loads(machine.run(f"nft -j list set inet watch {kind}", timeout=300).check().text)
     [found] = [entry["set"] for entry in listing["nftables"] if "set" in entry]
     return set(found.get("elem", []))
 

@@ -6,6 +6,7 @@ import pytest
 
 from harness.contract import ControlFailed
 from harness.guests.peers import Network
+from harness.pace import stretch_whole
 from harness.policy import Agent
 from harness.probes.attempts import order
 from harness.probes.crashes import OF_AN_AGENT, OF_THE_HOST, SERVICES, Crash, crash
@@ -72,7 +73,7 @@ def test_an_agent_has_its_way_out_again_after_all_crashes(
 ) -> None:
     """By egress internet, and by none none; that the host itself reaches both addresses is the control."""
     host, internet = crashed_network.host.host, crashed_network.internet
-    fetch = "for address in 9.9.9.9 10.1.2.3; do busybox wget -q -T 3 -O - http://$address/; done"
+    fetch = f"for address in 9.9.9.9 10.1.2.3; do busybox wget -q -T {stretch_whole(3)} -O - http://$address/; done"
     if host.run(fetch).stdout.count(internet.token) != 2:
         raise ControlFailed("the host itself does not reach the world")
     granted = {"none": 0, "internet": 1}

@@ -147,7 +147,7 @@ class Searched:
 
 
 def plant(machine: Machine) -> None:
-    machine.run(f"sh -c {shlex.quote(PLANT)}", stdin=PLANTED, timeout=120).check()
+    machine.run(f"sh -c {shlex.quote(PLANT)}", stdin=PLANTED, timeout=300).check()
 
 
 @pytest.fixture(scope="session")

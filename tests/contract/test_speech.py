@@ -13,6 +13,7 @@ from harness.guests import speech
 from harness.guests.addresses import HOST, TAILNET_HOST
 from harness.guests.peers import Peer
 from harness.lab import Lab
+from harness.pace import stretch, stretch_whole
 from harness.plugin import judge_outcomes, track_machine
 from harness.policy import Agent, Plan, evaluate_specs, host_of, specs_of
 from harness.probes import prober, speaker
@@ -24,7 +25,7 @@ from harness.vm.machine import Machine
 from tests.services.tts.support import PHONEME, decode, expected_tones, tones
 
 claim = pytest.mark.claim
-SLOW = 240.0
+SLOW = 600.0
 """Seconds; under TCG the client's imports alone take tens of them."""
 TEXT = "Good morning, Bob."
 FORMATS = ("mp3", "opus", "flac", "wav", "pcm")
@@ -139,7 +140,7 @@ def test_bad_input_gets_an_error_and_good_input_still_speech(speaking_machine: M
 
 def from_container(machine: Machine, agent: Agent, addresses: Sequence[str]) -> list[bool]:
     """Which addresses answer a process in the agent's container."""
-    asked = "wget -q -T 5 -O - {} 2> /dev/null | grep -q live && echo yes || echo no"
+    asked = f"wget -q -T {stretch_whole(5)} -O - {{}} 2> /dev/null | grep -q live && echo yes || echo no"
     files = [f"/tmp/spoke-{number}" for number in range(len(addresses))]
     lines = [f"({asked.format(quote(url(a, '/health')))}) > {f} &" for a, f in zip(addresses, files, strict=True)]
     return [
@@ -188,9 +189,9 @@ def test_a_grant_is_given_and_taken_away(machine: Machine, lab: Lab, plan: Plan,
 
 CONNECT = """
 import socket, sys
-for address in sys.argv[2:]:
+for address in sys.argv[3:]:
     try:
-        socket.create_connection((address, int(sys.argv[1])), 3).close()
+        socket.create_connection((address, int(sys.argv[1])), float(sys.argv[2])).close()
         print("yes")
     except OSError:
         print("no")
@@ -205,7 +206,7 @@ def take_the_rules_away(machine: Machine) -> None:
 
 
 def connects(machine: Peer | Machine, port: int, addresses: list[str]) -> list[bool]:
-    found = machine.run(["python3", "-c", CONNECT, str(port), *addresses], timeout=SLOW).check().text
+    found = machine.run(["python3", "-c", CONNECT, str(port), str(stretch(3.0)), *addresses], timeout=SLOW).check().text
     return [word == "yes" for word in found.split()]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.lab import Settings
 from tests.unit.support import PATIENCE, REPOSITORY, ends
 
-BOOT_PATIENCE = 300.0
+BOOT_PATIENCE = 1200.0
 """Seconds in which a child has its machine; long, in case its template must be made first."""
 READY = """
 from pathlib import Path

@@ -24,7 +24,7 @@ def listener() -> Iterator[socket.socket]:
 
 def connects(machine: Machine, listener: socket.socket) -> bool:
     """Whether the guest's root reaches the server on the host."""
-    machine.run(["python3", "-c", CONNECT, HOST, str(listener.getsockname()[1])], timeout=30).stop_if_timed_out()
+    machine.run(["python3", "-c", CONNECT, HOST, str(listener.getsockname()[1])], timeout=120).stop_if_timed_out()
     return bool(select.select([listener], [], [], 0)[0])
 
 

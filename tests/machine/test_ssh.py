@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from harness.lab import Lab
+from harness.pace import stretch
 from harness.policy import Plan
 from harness.vm.machine import SSH_HOST_KEY, Machine
 
@@ -37,7 +38,7 @@ def test_a_password_is_not_even_asked_for(shared_machine: Machine) -> None:
     with socket.create_connection(("127.0.0.1", shared_machine.ssh_port), 30) as connection:
         transport = paramiko.Transport(connection)
         try:
-            transport.start_client(timeout=30)
+            transport.start_client(timeout=stretch(120.0))
             with pytest.raises(paramiko.BadAuthenticationType) as refused:
                 transport.auth_none("root")
         finally:

@@ -9,6 +9,7 @@ import pytest
 from harness.guests.addresses import DECOYS, HOST, INTERNET, PUBLIC, TAILNET_HOST, TAILNET_PEER
 from harness.guests.peers import STATIONS, Network, Packet, Peer
 from harness.lab import Lab
+from harness.pace import stretch, stretch_whole
 from harness.plugin import track_network
 from harness.policy import Plan
 from harness.vm.machine import Machine
@@ -17,10 +18,10 @@ from tests.unit.support import ends
 FAMILIES = (4, 6)
 CLIENT = """
 import socket, sys
-kind, address, port = sys.argv[1:]
+kind, address, port, patience = sys.argv[1:]
 family = socket.AF_INET6 if ":" in address else socket.AF_INET
 with socket.socket(family, {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}[kind]) as client:
-    client.settimeout(5)
+    client.settimeout(float(patience))
     client.connect((address, int(port)))
     client.send(b"hello")
     print(client.recv(1000).decode())
@@ -41,12 +42,14 @@ def whole_network(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Itera
 
 
 def ping(machine: Machine, address: str, patience: int = 5) -> bool:
-    return machine.run(["busybox", "ping", "-c", "1", "-W", str(patience), address]).stop_if_timed_out().exit == 0
+    command = ["busybox", "ping", "-c", "1", "-W", str(stretch_whole(patience)), address]
+    return machine.run(command).stop_if_timed_out().exit == 0
 
 
 def ask(machine: Machine, address: str, port: int = 443, kind: str = "tcp") -> str:
     """What is said to "hello"; nothing if nobody answers."""
-    return machine.run(["python3", "-c", CLIENT, kind, address, str(port)]).stop_if_timed_out().text.strip()
+    command = ["python3", "-c", CLIENT, kind, address, str(port), str(stretch(5.0))]
+    return machine.run(command).stop_if_timed_out().text.strip()
 
 
 def on_the_lan(network: Network) -> dict[str, Machine]:

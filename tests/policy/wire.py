@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, Self
 
+from harness.pace import stretch
 from harness.policy import Plan
 
 PORTS = (22, 53, 80, 443, 5001, 8080)
-TIMEOUT = 1.0  # seconds; an answer takes under a millisecond, and a fifth of a second in a crowd of a thousand
+TIMEOUT = 1.0
+"""Seconds, stretched; an answer takes under a millisecond, and a fifth of a second in a crowd of a thousand."""
 OUTSIDE = {  # what the LAN's machine answers to
     4: ["192.168.50.2", "9.9.9.9", "198.51.100.7", "10.1.2.3", "169.254.169.254", "100.100.0.1", "172.16.0.1"],
     6: ["fd00:50::2", "2620:fe::fe", "2001:db8:100::7", "fd7a:115c:a1e0::1", "64:ff9b::a01:203", "2002:a01:203::1"],
@@ -130,7 +132,7 @@ class Wire:
             self._start(name, ["ip", "netns", "exec", name])
 
     def _start(self, name: str, inside: list[str]) -> None:
-        command = [*self._enter, *inside, sys.executable, "-c", WORKER, str(self._timeout), *map(str, PORTS)]
+        command = [*self._enter, *inside, sys.executable, "-c", WORKER, str(stretch(self._timeout)), *map(str, PORTS)]
         worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._stack.callback(_end, worker)
         self._workers[name] = worker

@@ -38,7 +38,7 @@ from harness.probes.model import AgentScript, Command
 pytestmark = [pytest.mark.hermes, pytest.mark.xdist_group("hermes")]
 UID = 1900012345
 PORT = 8000
-TIMEOUT = 120
+TIMEOUT = 600
 """Seconds; forty times what a run takes here."""
 CANARY = "c4na7y-5f0b"
 KEY = "sk-abcdefghijklmnopqrstuvwx"

@@ -13,7 +13,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE = 20.0
+PATIENCE = 120.0
 """Seconds after which a test gives up; never what a test measures."""
 PROPERTY = settings(
     deadline=None,

@@ -1,14 +1,15 @@
 """The workflows of GitHub Actions: what they may do, and that what they call is there."""
 
 import re
-import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from _pytest.mark.expression import Expression
 
+from harness.left_out import RARE
 from tests.unit.support import REPOSITORY
 
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
@@ -89,14 +90,21 @@ def test_the_shards_of_the_verdict_are_all_there_and_end_in_one() -> None:
 
 
 def test_every_marker_that_pytest_leaves_out_is_asked_for_where_it_is_used() -> None:
-    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     asked = [(row["tests"].split(), Expression.compile(row["marks"])) for row in rows() if "marks" in row]
-    for mark in re.findall(r"not (\w+)", settings["addopts"][-1]):
+    for rare in RARE:
+        mark: Any = rare.marker
         files = [path for path in REPOSITORY.glob("tests/*/**/*.py") if f"pytest.mark.{mark}" in path.read_text()]
-        folders = {"/".join(path.relative_to(REPOSITORY).parts[:2]) for path in files}
+        folders = {"/".join(path.relative_to(REPOSITORY).parts[:2]) for path in files} - {"tests/unit"}
         assert folders
         for folder in folders:
             assert any(folder in tests and each.evaluate(mark.__eq__) for tests, each in asked), (folder, mark)
+
+
+def test_the_weekly_jobs_run_everything_and_on_a_busy_machine_too() -> None:
+    text = (REPOSITORY / ".github" / "workflows" / "ci.yml").read_text()
+    weekly = text.partition("\n  weekly:\n")[2].partition("\n  verify:\n")[0]
+    assert "github.event_name == 'schedule'" in weekly and "$SUDO ci/test $OPTIONS" in weekly
+    assert re.findall(r"options: (--\w+)", weekly) == ["--all", "--busy"]
 
 
 def test_a_name_of_an_artefact_can_be_a_file() -> None:

@@ -26,6 +26,8 @@ class Move(NamedTuple):
     name: bytes
     path: str
     deadline: int
+    end: int | None = None
+    """Where the queue ended when the deadline had passed: up to there its arrival may still be found."""
 
 
 class Watcher:
@@ -242,8 +244,16 @@ class Watcher:
         self._settle_moves(time.monotonic_ns() + MOVE_TIMEOUT)
 
     def _settle_moves(self, monotonic: int) -> None:
-        while self._moves and next(iter(self._moves.values())).deadline <= monotonic:
-            self._moved_out(self._take_move(next(iter(self._moves))))
+        queue = self.tree.inotify
+        while self._moves:
+            cookie, move = next(iter(self._moves.items()))
+            if move.deadline > monotonic:
+                return
+            if move.end is None:  # on a slow machine, the other half was told while nobody read
+                move = self._moves[cookie] = move._replace(end=queue.end())
+            if move.end is None or queue.handled < move.end:
+                return
+            self._moved_out(self._take_move(cookie))
 
     def _settle_move(self, directory: Directory, name: bytes) -> None:
         """Something new appears under a name: what was moved away from there before does not come any more."""

@@ -300,6 +300,20 @@ def test_a_directory_that_is_moved_out_is_told_whole_and_watched_no_longer(
     assert len(local.daemon.watchers["a"].tree.watched) == 1
 
 
+def test_a_rename_is_one_however_late_its_second_half_is_read(locally: Locally, home: Path) -> None:
+    """The machine stood still between the two: the half that is in the queue is waited for, whatever the clock says."""
+    local = locally()
+    (home / "file").touch()
+    local.drain()
+    before, watcher = len(local.rows()), local.daemon.watchers["a"]
+    (home / "file").rename(home / "other")
+    watcher.read(until=0)  # one notification
+    assert watcher.is_behind
+    watcher.settle(time.monotonic_ns() + 10**9)
+    local.drain()
+    assert told(local.rows()[before:], home) == ["rename file other"]
+
+
 def test_a_storm_of_renames_is_told_move_by_move(start: Start, home: Path) -> None:
     running = start()
     for name in ("one", "two"):

@@ -119,7 +119,7 @@ def test_an_answer_that_nobody_waits_for_is_not_made(start: Start, heavy: Path) 
     speech = start(heavy, workers=1)
     for _ in range(3):
         ask(speech, SLOW).close()
-    eventually(lambda: in_progress(speech) == 0, "they are gone", within=5)
+    eventually(lambda: in_progress(speech) == 0, "they are gone")
 
 
 def test_a_text_that_is_long_keeps_no_other_client_waiting(start: Start, heavy: Path) -> None:
