@@ -33,7 +33,7 @@ ContainerImage = Literal["probe", "hermes"]
 class Settings:
     """What a user can choose about the machines; each has an option ``--vm-…`` and a variable ``TENTAFLAKE_…``.
 
-    ``memory`` is in MiB.
+    ``memory`` is in MiB. ``kernel`` and ``initrd`` are booted in place of the guest's own.
     """
 
     guest: str = "debian"
@@ -41,6 +41,8 @@ class Settings:
     cpus: int = 2
     memory: int = 2048
     cache: Path = field(default_factory=default_root)
+    kernel: Path | None = None
+    initrd: Path | None = None
 
     def __post_init__(self) -> None:
         check_choice("guest", self.guest, tuple(GUESTS))
@@ -49,6 +51,11 @@ class Settings:
             raise HarnessError(f"cpus is {self.cpus}: a machine has 1 to 64")
         if not 768 <= self.memory <= 1 << 20:
             raise HarnessError(f"memory is {self.memory} MiB: Docker and three agents need at least 768")
+        if self.initrd and not self.kernel:
+            raise HarnessError(f"initrd is {self.initrd}, and no kernel is named", hint="name one with --vm-kernel")
+        for name, file in (("kernel", self.kernel), ("initrd", self.initrd)):
+            if file and not file.is_file():
+                raise HarnessError(f"{name} is {file}: there is no such file", hint="name a file, as QEMU boots it")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -67,7 +74,11 @@ class Lab:
 
     @cached_property
     def image(self) -> Image:
-        return self.guest.build(self.cache)
+        image = self.guest.build(self.cache)
+        if self.settings.kernel is None:
+            return image
+        initrd = self.settings.initrd and self.settings.initrd.absolute()
+        return image.with_kernel(self.settings.kernel.absolute(), initrd)
 
     @property
     def has_image(self) -> bool:
@@ -221,7 +232,8 @@ class Lab:
 
 
 def settings(**chosen: Any) -> Settings:
-    """Settings as ``chosen``; the rest from ``TENTAFLAKE_GUEST``, ``_ACCEL``, ``_CPUS``, ``_MEMORY`` and ``_CACHE``."""
+    """Settings as ``chosen``; the rest from ``TENTAFLAKE_GUEST``, ``_ACCEL``, ``_CPUS``, ``_MEMORY``, ``_CACHE``,
+    ``_KERNEL`` and ``_INITRD``."""
     default = Settings()
     get = os.environ.get
     found = {
@@ -230,6 +242,7 @@ def settings(**chosen: Any) -> Settings:
         "cpus": _number("TENTAFLAKE_CPUS", default.cpus),
         "memory": _number("TENTAFLAKE_MEMORY", default.memory),
         "cache": Path(get("TENTAFLAKE_CACHE", default.cache)),
+        **{name: Path(file) for name in ("kernel", "initrd") if (file := get(f"TENTAFLAKE_{name.upper()}"))},
     }
     return Settings(**{**found, **chosen})
 

@@ -67,6 +67,8 @@ OPTIONS: dict[str, tuple[str, Any, str]] = {
     "accel": ("|".join(CHOICES), "auto", "QEMU's accelerator; auto tries KVM with a tiny guest"),
     "cpus": ("N", 2, "virtual CPUs of a machine"),
     "memory": ("MIB", 2048, "memory of a machine in MiB"),
+    "kernel": ("FILE", None, "boot this kernel in place of the guest's own, which PVM cannot run, say"),
+    "initrd": ("FILE", None, "and this initramfs"),
     "cache": ("DIR", default_root(), "where images, templates and running machines are kept"),
     "artifacts": ("DIR", ".artifacts", "where the evidence of failed tests goes"),
     "keep": ("|".join(KEEP), "never", "leave the machines' directories (disk, logs) behind"),
@@ -180,6 +182,7 @@ def _check_options(config: pytest.Config) -> Settings:
             cpus=_number(config, "cpus"),
             memory=_number(config, "memory"),
             cache=Path(config.getoption("vm_cache")),
+            **{name: Path(file) for name in ("kernel", "initrd") if (file := config.getoption(f"vm_{name}"))},
         )
         _read_files(config, settings.guest)
         return settings

@@ -94,6 +94,8 @@ class Attack:
             "guest": settings.guest,
             "accel": settings.accel,
             "cache": settings.cache,
+            "kernel": settings.kernel,
+            "initrd": settings.initrd,
             "agents": self.agents and self.agents.absolute(),
             "flake": self.flake,
             "plan": plan,

@@ -73,7 +73,7 @@ INIT = """\
 set -e
 busybox() {{ /bin/busybox "$@"; }}
 busybox mount -t devtmpfs none /dev
-for module in {modules}; do busybox insmod /$module.ko; done
+for module in {modules}; do busybox insmod /$module.ko || :; done # another kernel may have them built in
 busybox mount -t ext4 -o rw,usrquota /dev/vda /root
 busybox mount --move /dev /root/dev
 exec /bin/busybox switch_root /root /sbin/init

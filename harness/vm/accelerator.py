@@ -19,6 +19,9 @@ from harness.vm.qemu import Hardware, host_cpu, qemu_version, start_qemu
 
 CHOICES = ("auto", "kvm", "tcg")
 KVM = Path("/dev/kvm")
+PVM = Path("/sys/module/kvm_pvm")
+"""The module of PVM, a KVM for a host that is itself a guest without nested virtualisation: its guests' kernels have to
+be built for it."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 KVM_LIMIT = 10.0
 ALIVE = b"tentaflake: the guest is alive"
@@ -45,18 +48,20 @@ def find_accelerator(cache: Cache, image: Image, wanted: str = "auto") -> Verdic
     """
     if wanted == "tcg":
         return Verdict("tcg", "as asked")
-    verdict = _look() or _cached_trial(cache, image, again=wanted == "kvm")
+    verdict = _look(image) or _cached_trial(cache, image, again=wanted == "kvm")
     if wanted == "kvm" and verdict.accelerator != "kvm":
         raise HarnessError(f"KVM does not work here: {verdict.reason}", hint="use --vm-accel=tcg or auto")
     return verdict
 
 
-def _look() -> Verdict | None:
+def _look(image: Image) -> Verdict | None:
     """What needs no trial, and may be mended at any time: it is never cached."""
     if not KVM.exists():
         return Verdict("tcg", f"no {KVM}")
     if not os.access(KVM, os.R_OK | os.W_OK):
         return Verdict("tcg", f"{KVM} may not be opened by this user")
+    if PVM.exists() and not image.has_foreign_kernel:
+        return Verdict("tcg", f"{KVM} is PVM's, which runs only kernels built for it (--vm-kernel takes one)")
     return None
 
 

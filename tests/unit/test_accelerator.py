@@ -37,6 +37,7 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "kvm"
     path.touch()
     monkeypatch.setattr(accelerator, "KVM", path)
+    monkeypatch.setattr(accelerator, "PVM", tmp_path / "no-pvm")
     monkeypatch.setattr(accelerator, "KVM_LIMIT", 0.2)
     return path
 
@@ -280,3 +281,23 @@ def test_the_verdict_on_this_machine_has_a_reason(cache: Cache, built: Image, mo
     monkeypatch.setattr(accelerator, "KVM_LIMIT", 3.0)
     verdict = find_accelerator(cache, built)
     assert verdict.accelerator in ("kvm", "tcg") and verdict.reason
+
+
+def test_pvm_is_named_and_not_tried(
+    cache: Cache, image: Image, device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trials: list[Guest]
+) -> None:
+    monkeypatch.setattr(accelerator, "PVM", tmp_path)
+    verdict = find_accelerator(cache, image)
+    assert verdict.accelerator == "tcg" and "PVM" in verdict.reason and "--vm-kernel" in verdict.reason
+
+
+def test_another_kernel_is_tried_under_pvm(
+    cache: Cache, image: Image, device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trials: list[Guest]
+) -> None:
+    monkeypatch.setattr(accelerator, "PVM", tmp_path)
+    kernel = tmp_path / "elsewhere" / "vmlinuz"
+    kernel.parent.mkdir()
+    kernel.touch()
+    (tmp_path / "initrd").touch()
+    trials.append(alive)
+    assert find_accelerator(cache, image.with_kernel(kernel, None)).accelerator == "kvm"
