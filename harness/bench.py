@@ -251,13 +251,33 @@ METRICS: dict[str, tuple[str, Callable[[Lab, Plan], float]]] = {
 }
 
 
-def print_table(console: Console, metrics: dict[str, Metric]) -> None:
+def read_metrics(path: Path) -> dict[str, Metric]:
+    """What ``harness bench --json`` wrote; raises ``HarnessError`` if this is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Metric])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise HarnessError(f"{path} has no metrics: {error}", hint="name what `harness bench --json` wrote") from None
+
+
+def describe_change(before: Metric, now: Metric) -> str:
+    """The median's ratio to the former one; a word where the two spreads have nothing in common."""
+    ratio = f"{now.median / before.median:.2f}" if before.median else "?"
+    if now.min > before.max or now.max < before.min:
+        is_more = now.min > before.max
+        return f"{ratio} {'better' if is_more == now.unit.endswith('/s') else 'worse'}"
+    return ratio
+
+
+def print_table(console: Console, metrics: dict[str, Metric], former: dict[str, Metric] | None = None) -> None:
+    """The metrics; with ``former`` ones, each one's ratio to those of the same name."""
     table = Table(title="measured on this machine, in one run", title_justify="left")
-    for name in ("metric", "median", "min", "max", "n"):
+    for name in ("metric", "median", "min", "max", "n", *(["of the former"] if former else [])):
         table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
     for name, metric in metrics.items():
         values = (
             f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in (metric.median, metric.min, metric.max)
         )
-        table.add_row(f"{name} ({metric.unit})", *values, str(metric.n))
+        before = (former or {}).get(name)
+        change = [] if former is None else [describe_change(before, metric) if before else "new"]
+        table.add_row(f"{name} ({metric.unit})", *values, str(metric.n), *change)
     console.print(table)

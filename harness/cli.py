@@ -751,12 +751,20 @@ def bench(
     json_file: JsonOption = None,
     repeat: Annotated[int, typer.Option("--repeat", min=5, help="Samples of each metric (the cold boot too).")] = 5,
     only: Annotated[list[str] | None, typer.Option("--only", help="Only this metric (may be repeated).")] = None,
+    former_file: Annotated[
+        Path | None,
+        typer.Option("--compare", help="Show the ratio to what an earlier --json wrote.", metavar="JSON"),
+    ] = None,
     accel: AccelOption = DEFAULTS.accel,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
-    """Measure, on this machine and in one run, what the README claims."""
+    """Measure, on this machine and in one run, what the README claims.
+
+    A comparison is of two machines unless both ran on the same one: it decides nothing, and the exit code is 0.
+    """
     check_place(json_file)
+    former = benchmarks.read_metrics(former_file) if former_file else None
     lab = Lab(settings(accel=accel, cache=cache))
     metrics = benchmarks.measure(lab, repeat, only)
-    benchmarks.print_table(Console(highlight=False, emoji=False, stderr=str(json_file) == "-"), metrics)
+    benchmarks.print_table(Console(highlight=False, emoji=False, stderr=str(json_file) == "-"), metrics, former)
     write_json(json_file, metrics)
