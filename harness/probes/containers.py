@@ -113,8 +113,10 @@ def foreign_mounts(mounts: Sequence[Mount], agent: Agent) -> list[Mount]:
         }
 
     def allowed(mount: Mount) -> bool:
+        hides = mount.point.startswith(HIDING)
+        if mount.type == "devtmpfs":  # crun hides files behind the host's null device
+            return mount.root == "/null" and hides and "ro" in mount.options
         if mount.type == "tmpfs":
-            hides = mount.point.startswith(HIDING)
             return (mount.root == "/" and (hides or mount.point in MEMORY)) or (mount.root == "/null" and hides)
         if mount.type in VIRTUAL:
             # A part of its own /proc lies over itself, so that it is read-only.

@@ -71,6 +71,10 @@ def qemu_version() -> tuple[int, ...]:
     return tuple(int(part) for part in match.groups())
 
 
+CARD = "romfile=,guest_announce=off"
+"""Of a network card: no firmware to boot from, and after a fork its guest is not asked to announce where it is now."""
+
+
 @dataclass(frozen=True)
 class Hardware:
     """What the guest sees of its machine; equal for a template and all its forks.
@@ -131,8 +135,8 @@ class Hardware:
             *("-device", "vmgenid,guid=auto"),
             *("-device", "virtio-rng-pci"),
             *("-device", "virtio-blk-pci,drive=disk"),
-            *("-device", "virtio-net-pci,netdev=management,mac=52:54:00:12:34:01,romfile="),
-            *("-device", "virtio-net-pci,netdev=wire,mac=52:54:00:12:34:02,romfile="),
+            *("-device", f"virtio-net-pci,netdev=management,mac=52:54:00:12:34:01,{CARD}"),
+            *("-device", f"virtio-net-pci,netdev=wire,mac=52:54:00:12:34:02,{CARD}"),
             *("-device", "virtio-serial-pci"),
             *("-device", "virtserialport,chardev=shell,name=tentaflake.shell"),
             *("-serial", "chardev:console"),

@@ -156,7 +156,7 @@ def _start_restore(
         given = state.fileno()
         with launch_qemu(directory, arguments, disk=disk, netdev=NETDEV, wire=wire, inherit=[given]) as process:
             process.order("migrate-set-capabilities", capabilities=IGNORE_SHARED_MEMORY)
-            # Nobody on a wire has to learn where a fork is. To be told five times would wake the guest's network.
+            # Nobody on a wire has to learn where a fork is: QEMU would say it five times, and wake who listens.
             process.order("migrate-set-parameters", **{"announce-rounds": 0})
             process.order("migrate-incoming", uri=f"fd:{given}")
             yield Restoring(template, process, started)

@@ -140,10 +140,18 @@ OWN = f"1 2 8:1 {AGENT.state_dir} {AGENT.state_dir} rw,relatime - ext4 /dev/vda 
         "1 2 0:5 / /tmp/proc rw - proc proc rw",
         "1 2 0:5 /sys /proc/sys rw - proc proc rw",
         "1 2 0:6 / /tmp/cgroup rw - cgroup2 cgroup2 rw",
+        "1 2 0:7 /vda /proc/kcore ro - devtmpfs none rw",
+        "1 2 0:7 /null /proc/kcore rw - devtmpfs none rw",
+        "1 2 0:7 /null /etc/passwd ro - devtmpfs none rw",
     ],
 )
 def test_a_mount_of_the_host_is_found(line: str) -> None:
     assert foreign_mounts(parse_mountinfo(f"{OWN}\n{line}\n"), AGENT) == parse_mountinfo(line)
+
+
+def test_a_file_may_be_hidden_behind_the_null_device() -> None:
+    line = "1 2 0:7 /null /proc/kcore ro - devtmpfs none rw"
+    assert foreign_mounts(parse_mountinfo(f"{OWN}\n{line}\n"), AGENT) == []
 
 
 UNPRIVILEGED = "\n".join(
