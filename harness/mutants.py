@@ -197,7 +197,7 @@ os.setxattr(os.path.realpath(sys.argv[1]), "security.capability", value)' "$@"
 }
 """
 CAP_DAC_READ_SEARCH, CAP_KILL, CAP_SYS_PTRACE = 2, 5, 19
-ACTIVATE = "/usr/lib/tentaflake/activate.py"
+ACTIVATE = "/usr/lib/tentaflake/tentaflake_activate.py"
 START = '"/var/lib/tentaflake/current/agents/$a_name/start"'
 """The script that starts A's container."""
 

@@ -35,6 +35,15 @@ DISK_SIZE = "12G"
 ACTIVATION = "/usr/lib/tentaflake/activate.py"
 FILES = Path(__file__).parent / "files"
 ACTIVATE = Path(__file__).parent / "activate.py"
+# As a script itself it would be compiled at each start, which takes longer under emulation than all that it does first.
+ACTIVATE_LAUNCHER = """\
+#!/usr/bin/env python3
+import sys
+
+from tentaflake_activate import main
+
+sys.exit(main(sys.argv[1:]))
+"""
 SHELL = Path(__file__).parent.parent / "vm" / "guest_shell.py"
 AUDITD = Path(__file__).parent.parent.parent / "modules" / "auditd" / "hermes_auditd"
 AUDIT_COMMAND = """\
@@ -97,7 +106,8 @@ def _network(interface: str, *addresses: str, gateways: Sequence[str] = ()) -> s
 # Path in the guest -> (mode, source file or text).
 CONTENT: dict[str, tuple[int, Path | str]] = {
     "usr/lib/tentaflake/shell.py": (0o755, SHELL),
-    "usr/lib/tentaflake/activate.py": (0o755, ACTIVATE),
+    "usr/lib/tentaflake/activate.py": (0o755, ACTIVATE_LAUNCHER),
+    "usr/lib/tentaflake/tentaflake_activate.py": (0o644, ACTIVATE),
     **{f"usr/lib/tentaflake/auditd/{AUDITD.name}/{path.name}": (0o644, path) for path in sorted(AUDITD.glob("*.py"))},
     "usr/bin/hermes-audit": (0o755, AUDIT_COMMAND),
     "etc/systemd/system/tentaflake-shell.service": (0o644, FILES / "tentaflake-shell.service"),
@@ -198,7 +208,8 @@ class DebianGuest:
 
     def set_up(self, machine: Machine, empty: Plan, timeout: float) -> None:
         wait_booted(machine, timeout)
-        machine.run("python3 -m compileall -q /usr/lib/tentaflake/auditd").check()  # its daemon may not write there
+        # What runs from there may not write there, or runs before there is a bytecode.
+        machine.run("python3 -m compileall -q /usr/lib/tentaflake/auditd /usr/lib/tentaflake/*.py").check()
         self.activate(machine, empty)
         machine.run(f"docker load -q -i /{PROBE_IMAGE}", timeout=timeout).check()
 

@@ -16,7 +16,7 @@ from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from typing import Any
 
-PROGRAM = "/usr/lib/tentaflake/activate.py"
+PROGRAM = "/usr/lib/tentaflake/tentaflake_activate.py"
 FILES = {
     "os.rename": re.compile("/var/lib/tentaflake/current|/run/agenix"),
     "os.remove": re.compile("/var/lib/tentaflake/switching"),
