@@ -21,6 +21,7 @@ from harness.errors import HarnessError
 from harness.guests.addresses import HOST
 from harness.guests.peers import STATIONS
 from harness.lab import Lab
+from harness.pace import measure_pace
 from harness.policy import POLICY, Plan, evaluate, evaluate_many
 from harness.progress import step
 from harness.strategies import Written
@@ -55,6 +56,7 @@ def measure(lab: Lab, repeat: int, only: list[str] | None = None) -> dict[str, M
     if any(not name.startswith("policy_") for name in only or METRICS):
         plan = lab.adapt(plan)
         lab.activated(plan)
+    measure_pace()  # which would else be a part of the first fork
     metrics: dict[str, Metric] = {}
     for name in only or METRICS:
         unit, sample = METRICS[name]

@@ -8,11 +8,12 @@ but wait for its end (the *cleaner*) ends what is left in the cgroup then, and r
 """
 
 import argparse
+import errno
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,15 +104,26 @@ def limit_cpu(hierarchy: Hierarchy, quota: int) -> Iterator[Path]:
             directory.mkdir()
             stack.enter_context(_clean_up(directory))
             if hierarchy.version == 2:
-                (hierarchy.root / "cgroup.subtree_control").write_text("+cpu")
+                _write(hierarchy.root / "cgroup.subtree_control", "+cpu")
             for name, value in hierarchy.settings(quota).items():
-                (directory / name).write_text(value)
+                _write(directory / name, value)
         except OSError as error:
+            is_crowded = error.errno == errno.EBUSY  # cgroups(7): no internal processes
             raise Untriable(
-                f"no CPU quota can be set: {error.filename}: {error.strerror}",
-                hint="run it as root, where /sys/fs/cgroup can be written",
+                f"no CPU quota can be set: {error.filename or directory}: {error.strerror}",
+                hint="run it outside of the container, whose processes are in that cgroup themselves"
+                if is_crowded
+                else "run it as root, where /sys/fs/cgroup can be written",
             ) from None
         yield directory
+
+
+def _write(file: Path, value: str) -> None:
+    """``write_text``, whose error names no file where the kernel refuses the value."""
+    try:
+        file.write_text(value)
+    except OSError as error:
+        raise OSError(error.errno, f"{value!r}: {error.strerror}", str(file)) from None
 
 
 @contextmanager
@@ -166,19 +178,32 @@ def run_busily(command: Sequence[str], share: float = SHARE, loops: int = LOOPS,
         beside = f"{loops} loops and {int(size * memory) >> 20} MiB"
         print(f"busy: {quota / PERIOD:.2f} processors for the tests, beside {beside}", file=sys.stderr, flush=True)
         tied = ["setpriv", "--pdeathsig=TERM", "sh", "-c", ENTER, "sh", str(cgroup), *command]
-        with subprocess.Popen(tied, process_group=0) as process, _pass_on_signals(process):
+        with _pass_on_signals() as pass_on_to, subprocess.Popen(tied, process_group=0) as process:
+            pass_on_to(process)
             code = process.wait()
         return code if code >= 0 else 128 - code
 
 
 @contextmanager
-def _pass_on_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _pass_on_signals() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """Gives a function that names the process to which signals go, those too that have come by then."""
+    named: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
     def pass_on(number: int, _: FrameType | None) -> None:
-        process.send_signal(number)
+        if named:
+            named[0].send_signal(number)
+        else:
+            early.append(number)
+
+    def pass_on_to(process: subprocess.Popen[bytes]) -> None:
+        named.append(process)
+        for number in early:
+            process.send_signal(number)
 
     former = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield
+        yield pass_on_to
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -50,6 +51,7 @@ from harness.probes.sharing import run_sharing
 from harness.probes.stage import set_stage
 from harness.probes.ways import WAYS, plan_attempts, writes
 from harness.records import Records
+from harness.recycling import Recycler
 from harness.report.collect import Collector
 from harness.selection import Selection
 from harness.shards import Shard, parse_shard
@@ -121,6 +123,7 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker what ``pytest_cmdline_main`` chose: it reads the command line anew, where nothing was said."""
     node.workerinput["loadgroup"] = node.config.option.dist == "loadgroup"
+    node.workerinput["started"] = node.config.stash[STARTED]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -130,8 +133,10 @@ def pytest_configure(config: pytest.Config) -> None:
     measure_pace()  # before there are workers, who inherit it
     if config.getoption("vm_outcomes"):
         config.pluginmanager.register(Collector(), "outcomes")
+    config.stash[STARTED] = time.time()
     if hasattr(config, "workerinput"):
         config.option.loadgroup = config.workerinput["loadgroup"]
+        config.stash[STARTED] = config.workerinput["started"]
     _watch_durations(config)
 
 
@@ -159,6 +164,8 @@ LAB = pytest.StashKey[Lab]()
 PLAN = pytest.StashKey[Plan]()
 GIVEN = pytest.StashKey[Plan]()
 """What ``--vm-plan`` names."""
+STARTED = pytest.StashKey[float]()
+"""When the run began (seconds since 1970): all workers, also one that replaces another, take the records of before."""
 SHARD = pytest.StashKey[Shard | None]()
 SHARED = pytest.StashKey[Durations]()
 RECORDS = pytest.StashKey[Records]()
@@ -273,7 +280,7 @@ class OnRecord(pytest.Item):
         if not item.get_closest_marker("recorded"):
             return None
         record = records_of(item.config).find(item.nodeid)
-        if record is None:
+        if record is None or record.passed >= item.config.stash[STARTED]:
             return None
         assert item.parent
         made: OnRecord = cls.from_parent(item.parent, name=item.name, nodeid=item.nodeid)
@@ -645,6 +652,8 @@ def is_untried(error: pytest.ExceptionInfo[BaseException]) -> bool:
 def _used_by(item: pytest.Item, machine: Machine) -> bool:
     """Whether the test has this machine, itself or by way of a fixture."""
     for value in getattr(item, "funcargs", {}).values():
+        if isinstance(value, Recycler):
+            return True
         if machine is value or (isinstance(value, Network) and machine in value.machines):
             return True
     return any(name.endswith(("_machine", "_network")) for name in getattr(item, "fixturenames", ()))

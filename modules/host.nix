@@ -16,9 +16,9 @@ in
 
     virtualisation.docker = {
       enable = lib.mkDefault (plan.agents != { });
+      extraPackages = [ pkgs.crun ];
       # Docker's own default, as in the Debian guest; NixOS' depends on system.stateVersion. An agent's unit restarts its
       # container with Docker, so there is nothing to keep alive (nixos/modules/virtualisation/docker.nix).
-      extraPackages = [ pkgs.crun ];
       daemon.settings = lib.mkMerge [
         plan.docker.settings
         { live-restore = false; }

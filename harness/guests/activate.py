@@ -853,6 +853,13 @@ def prepare(number: int) -> None:
 DOCKER_SETTINGS = Path("/etc/docker/daemon.json")
 
 
+def check_runtimes(settings: dict[str, Any]) -> None:
+    """What runs containers is installed; raises ``Failed``. Docker would miss it when it starts the first one."""
+    for name, runtime in settings.get("runtimes", {}).items():
+        if shutil.which(runtime["path"]) is None:
+            raise Failed(f"the container runtime {name} is not installed: there is no program {runtime['path']}")
+
+
 def place_files(number: int) -> bool:
     """Users, directories, and the files that are not read through ``current``; returns whether Docker's are others."""
     make_users(number)
@@ -1226,6 +1233,7 @@ def flaw_of(plan: dict[str, Any]) -> str | None:
         init = plan["containerInit"]
         check_kinds(str, plan["host"]["secretsIdentity"], init["path"], init["content"])
         int(init["mode"], 8)
+        check_kinds(str, *(each["path"] for each in plan["docker"]["settings"].get("runtimes", {}).values()))
         check_kinds(int, *(user["uid"] for user in plan["users"].values()))
         for name, secret in plan["secrets"].items():
             check_kinds(str, secret["file"])
@@ -1319,6 +1327,7 @@ def obey(options: argparse.Namespace) -> int:
         if isinstance(plan, str):
             return refuse(plan)
         check_kept_state(plan)
+        check_runtimes(plan["docker"]["settings"])
         with stoppable():
             number = write_generation(plan, options.files)
         complete = switch(number)
@@ -1328,6 +1337,7 @@ def obey(options: argparse.Namespace) -> int:
             kept = " ".join(map(str, generations())) or "none"
             return refuse(f"there is no generation {'before this one' if wanted is None else wanted}; kept are: {kept}")
         check_kept_state(read_plan(wanted))
+        check_runtimes(read_plan(wanted)["docker"]["settings"])
         complete = switch(wanted)
     elif options.command == "recover":
         recover()

@@ -150,6 +150,8 @@ class Collector:
 
 def outcome_of(report: pytest.TestReport) -> TestOutcome | None:
     """What a phase of a test says of its claims, if it says anything."""
+    if report.when not in ("setup", "call", "teardown"):  # pytest-xdist's own, on a worker that has died
+        return None
     properties: list[tuple[str, Any]] = report.user_properties
     if ("inapplicable", True) in properties:
         return "inapplicable" if report.when == "call" else None

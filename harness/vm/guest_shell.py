@@ -80,7 +80,8 @@ def hello(message: bytes) -> bytes:
 
 def run_first() -> None:
     """Be scheduled before all that a fork wakes, and before what starves it; what this starts is not (sched(7))."""
-    os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    with contextlib.suppress(OSError):  # another kernel may give no real time to a cgroup (CONFIG_RT_GROUP_SCHED)
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:

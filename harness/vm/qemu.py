@@ -234,11 +234,14 @@ class Process:
 
     def wait_status(self, status: str, timeout: float) -> None:
         """Wait for ``query-status`` to say ``status`` (seconds, stretched)."""
-        deadline = time.monotonic() + stretch(timeout)
+        limit = stretch(timeout)
+        deadline = time.monotonic() + limit
         while (seen := self.execute("query-status")["status"]) != status:
             self.check()
+            if refused := self._refusals():
+                raise QemuFailed(f"QEMU is {seen!r}, not {status!r}: it has refused an order{refused}")
             if time.monotonic() > deadline:
-                raise QemuFailed(f"QEMU is {seen!r}, not {status!r}, after {timeout} s{self._refusals()}")
+                raise QemuFailed(f"QEMU is {seen!r}, not {status!r}, after {limit:g} s")
             time.sleep(0.002)
 
     def reset(self) -> None:

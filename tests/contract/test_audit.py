@@ -20,6 +20,7 @@ from hermes_auditd.text import escape
 
 from harness.contract import ControlFailed
 from harness.lab import Lab
+from harness.pace import stretch
 from harness.policy import Agent, Plan
 from harness.probes import audit
 from harness.probes.attempts import order, quote
@@ -73,6 +74,8 @@ def check_whole(machine: Machine) -> None:
 
 LATE = 1.0
 """Seconds that a row may come later than the bare watcher's beside it: A1's promise, which no machine changes."""
+BARE_MOST = 10.0
+"""Seconds (stretched) that the bare watcher may need itself: a guest that is slower is no control."""
 ROUNDS = 10
 # Each act has a directory of its own, whose times say when it was done, and a name in the bare watcher's twin of it.
 PREPARE = """
@@ -107,11 +110,12 @@ def times_of(machine: Machine, act: str, directories: list[str]) -> list[float]:
 def test_every_act_is_recorded_within_a_second_in_new_directories_too(
     machine: Machine, agents: Mapping[str, Agent], followed: Follower
 ) -> None:
-    """From the act to where another process reads the row, inside the guest; no row is a second later than the bare
-    watcher's of an act in the same moment. Creations are in directories made a moment before."""
+    """From the act to where another process reads the row, inside the guest. Of each agent and kind of act, most rows
+    are at most a second later than the bare watcher's of an act in the same moment. Creations are in new directories.
+    """
     bare = start_bare_watcher(machine, list(agents.values()))
-    delays: dict[str, list[float]] = {}
-    lateness: dict[str, list[float]] = {}
+    delays: dict[tuple[str, str], list[float]] = {}
+    lateness: dict[tuple[str, str], list[float]] = {}
 
     def note(agent: Agent, act: str) -> None:
         name = "chown" if act == "create" else act
@@ -121,14 +125,16 @@ def test_every_act_is_recorded_within_a_second_in_new_directories_too(
         times = times_of(machine, act, directories)
         took = [row.seen - done for row, done in zip(rows, times, strict=True)]
         needed = bare.measure_delays(agent, [f"{agent.name}-{act}-{number}" for number in range(ROUNDS)])
-        delays.setdefault(act, []).extend(took)
-        lateness.setdefault(act, []).extend(mine - least for mine, least in zip(took, needed, strict=True))
+        if statistics.median(needed) > stretch(BARE_MOST):
+            raise ControlFailed(f"the bare watcher itself needs {statistics.median(needed):.1f} s: {needed}")
+        delays[agent.name, act] = took
+        lateness[agent.name, act] = [mine - least for mine, least in zip(took, needed, strict=True)]
 
     for agent in agents.values():
         words = {"state": quote(agent.state_dir), "rounds": ROUNDS, "twin": TWIN, "name": agent.name}
         order(machine.host, agent, PREPARE.format(**words))
         note(agent, "create")
-        assert statistics.median(lateness["create"]) < LATE, (lateness, delays)  # before more is tried
+        assert statistics.median(lateness[agent.name, "create"]) < LATE, (lateness, delays)  # before more is tried
     for agent in agents.values():
         words = {"state": quote(agent.state_dir), "rounds": ROUNDS, "last": ROUNDS - 1, "name": agent.name}
         order(machine.host, agent, ACT.format(**words, twin=TWIN))
@@ -421,7 +427,7 @@ def test_a_storm_neither_stalls_nor_blinds_the_record(
     script = f"cd {state}/storm && ( {STORMS[storm]} ); : > {state}/beside-the-end"
     order(machine.host, attacker, background(script))
     check_lateness(machine, followed, bare, attacker, neighbours)
-    followed.wait_row(attacker, "beside-the-end")
+    followed.wait_row(attacker, "beside-the-end", timeout=300)
     order(machine.host, attacker, f"mkdir -p {state}/beside-later/deep && : > {state}/beside-later/deep/file")
     followed.wait_row(attacker, "beside-later/deep/file")
     rows = list(stored(machine, f"--agent {attacker.name}"))

@@ -29,10 +29,23 @@ RESERVE = 64 << 20
 MOST_CONNECTIONS = 1024
 
 
+AT_LEAST = 0.1
+"""Seconds that each is held to have taken before the attack: what takes less is a moment's chance."""
+
+
+def measure_calm(machine: Machine, neighbour: Agent) -> Health:
+    """How long the others wait when nobody attacks: the control. The first time is a fork's, which is slow at first."""
+    try:
+        measure(machine, neighbour)
+        return measure(machine, neighbour)
+    except AssertionError as error:
+        raise ControlFailed(f"without an attack: {error}") from error
+
+
 def check_health(health: Health, calm: Health) -> None:
-    """``calm`` is the control: how long the same took when nobody attacked."""
-    most = WORSE * max(calm.neighbour, calm.host, calm.network)
+    """Each is held against itself before the attack."""
     for name in ("neighbour", "host", "network"):
+        most = WORSE * max(getattr(calm, name), AT_LEAST)
         assert getattr(health, name) < most, f"{name} was served after {health}; before the attack: {calm}"
     assert health.available > RESERVE
 
@@ -121,7 +134,7 @@ def test_no_agent_may_swap(machine: Machine, lab: Lab, agents: Mapping[str, Agen
 def test_a_fork_bomb_on_all_processors_leaves_the_others_theirs(
     machine: Machine, attackers: list[Agent], neighbour: Agent
 ) -> None:
-    calm = measure(machine, neighbour)
+    calm = measure_calm(machine, neighbour)
     places = {agent.name: cgroup(machine, agent) for agent in attackers}
     tasks = count_tasks(machine)
     for agent in attackers:
@@ -143,7 +156,7 @@ def test_a_fork_bomb_on_all_processors_leaves_the_others_theirs(
 def test_full_memory_and_temporary_files_leave_the_others_theirs(
     machine: Machine, attackers: list[Agent], neighbour: Agent
 ) -> None:
-    calm = measure(machine, neighbour)
+    calm = measure_calm(machine, neighbour)
     for agent in attackers:
         assert order(machine.host, agent, exhaustion.FILL).count("No space left") == 2, agent.name
     check_health(measure(machine, neighbour), calm)
@@ -164,7 +177,7 @@ def test_full_memory_and_temporary_files_leave_the_others_theirs(
 def test_no_descriptor_and_no_watch_is_taken_from_the_others(
     machine: Machine, attackers: list[Agent], neighbour: Agent
 ) -> None:
-    calm = measure(machine, neighbour)
+    calm = measure_calm(machine, neighbour)
     # The kernel's default follows from its memory, and takes long to reach. That the limit is each user's own does not.
     machine.run("echo 2000 > /proc/sys/fs/inotify/max_user_watches").check()
     held = {agent.name: start_inside(machine, agent, exhaustion.HANDLES, MOST=1_000_000) for agent in attackers}
@@ -210,7 +223,7 @@ def test_no_agent_has_more_connections_than_it_may(machine: Machine, agents: Map
 @recorded
 def test_a_flood_leaves_the_others_their_network(machine: Machine, attackers: list[Agent], neighbour: Agent) -> None:
     """The controls: who is granted anything has all the connections that it may, and each was refused the rest."""
-    calm = measure(machine, neighbour)
+    calm = measure_calm(machine, neighbour)
     flows = count_flows(machine)
     printed = {}
     for agent in attackers:

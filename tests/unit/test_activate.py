@@ -321,6 +321,7 @@ class Host:
 def host(root: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     host = Host()
     monkeypatch.setattr(activate, "run", host.run)
+    monkeypatch.setattr(activate, "check_runtimes", lambda settings: None)
     monkeypatch.setattr(activate, "prepare", lambda number: host.run("prepare", str(number)))
     monkeypatch.setattr(activate, "configure", host.configure)
     monkeypatch.setattr(activate, "stop_units", host.stop_units)

@@ -52,6 +52,8 @@ class Model:
         for function in (self.run, self.stop_units, self.uid_of, self.remove_user, self.remove_networks):
             monkeypatch.setattr(activate, function.__name__, function)
         monkeypatch.setattr(activate, "wait_running", lambda number: None)
+        self.programs = {"crun"}
+        monkeypatch.setattr(shutil, "which", lambda name: name if name in self.programs else None)
         # The value of a secret is its file's name. All files here are this test's own.
         monkeypatch.setattr(activate, "decrypt", lambda number, plan, name: plan["secrets"][name]["file"].encode())
         monkeypatch.setattr(activate, "owner_of", lambda plan, name: (os.getuid(), os.getgid()))
@@ -308,6 +310,17 @@ def test_the_model_follows_the_plan(model: Model, plans: tuple[PlanData, PlanDat
     assert {path.name for path in (model.root / "users").iterdir()} > {"hermes-stays", "hermes-research"}
     assert "etc/hermes/coding/config.yaml" in seen[1].keys() - seen[0].keys()
     assert "running/docker-hermes-writer.service" in seen[0].keys() - seen[1].keys()
+
+
+def test_a_host_without_the_runtime_of_its_containers_stays_as_it_is(
+    model: Model, plans: tuple[PlanData, PlanData], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert switch(model, plans[0]) == 0  # the control: with it, it works
+    former = model.state()
+    model.programs.clear()
+    assert switch(model, plans[1]) == 1
+    assert differences(model.state(), former) == []
+    assert "the container runtime crun is not installed: there is no program crun" in capsys.readouterr().err
 
 
 def is_committed(number: int) -> bool:

@@ -62,6 +62,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     }.items():
         monkeypatch.setattr(activate, name, path)
     monkeypatch.setattr(activate, "run", host.run)
+    monkeypatch.setattr(activate, "check_runtimes", lambda settings: None)
     monkeypatch.setattr(activate, "prepare", lambda number: None)
     monkeypatch.setattr(activate, "configure", lambda number, agent: host.restarted.append(agent["name"]))
     monkeypatch.setattr(activate, "stop_units", lambda agents: None)

@@ -35,8 +35,9 @@ def left_cgroups(pid: int) -> list[Path]:
 @contextmanager
 def busy(*command: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     """A busy machine whose command has begun (it prints its pid first), and the pids of all that runs for it."""
+    # env(1): whoever runs the tests in the background, or by nohup, has them ignore some signals.
     with subprocess.Popen(
-        [sys.executable, "-m", "harness.busy", *OPTIONS, *command],
+        ["env", "--default-signal", sys.executable, "-m", "harness.busy", *OPTIONS, *command],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -84,7 +84,7 @@ def test_a_refused_order_is_named_with_qemus_own_words(process: Process) -> None
     process.order("no-such-command")
     process.execute("query-status")  # it has read the order by then
     with pytest.raises(QemuFailed, match=r"(?s)not 'colo'.*no-such-command has not been found"):
-        process.wait_status("colo", 0.5)
+        process.wait_status("colo", 60)
 
 
 def test_an_order_to_a_dead_qemu_is_no_error(process: Process) -> None:

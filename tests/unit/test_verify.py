@@ -38,7 +38,7 @@ def main():
         adapt=lambda plan: plan,
         activated=lambda plan: None,
         accelerator=SimpleNamespace(accelerator="tcg", reason="none"),
-        image=SimpleNamespace(manifest={"suite": "none"}),
+        image=SimpleNamespace(manifest={"suite": "none"}, has_foreign_kernel=False),
         guest=SimpleNamespace(key=lambda: "none"),
     )
     agents = here / "agents.json"
@@ -162,6 +162,8 @@ def test_a_test_that_took_its_worker_with_it_is_untried(tmp_path: Path) -> None:
     assert outcomes(verdict) == {"D2": "untried", "U1": "held"}
     assert verdict.exit_code == 2
     assert "D2 untried (1 test)" in said
+    [died] = [result.outcome for test, result in verdict.tests.items() if "kills" in test]
+    assert died == "untried"  # by which a merge judges
 
 
 # --- the parts
