@@ -137,11 +137,17 @@ def _clean_up(directory: Path) -> Iterator[None]:
         yield  # its input is closed then, and it is waited for
 
 
+def tie(signal_name: str) -> list[str]:
+    """What a command starts with so that this signal ends it when this process has ended, also if that was before it
+    could ask for the signal (prctl(2), PR_SET_PDEATHSIG)."""
+    is_there = f'[ "$PPID" = {os.getpid()} ] && exec "$@"'
+    return ["setpriv", f"--pdeathsig={signal_name}", "sh", "-c", is_there, "sh"]
+
+
 @contextmanager
 def make_load(loops: int, memory: int) -> Iterator[None]:
     """``loops`` loops without an end, and a process that holds ``memory`` bytes; they die with this process."""
-    tied = ["setpriv", "--pdeathsig=KILL"]
-    python = [*tied, sys.executable, "-I", "-S", "-c"]
+    python = [*tie("KILL"), sys.executable, "-I", "-S", "-c"]
     commands = [[*python, LOOP]] * loops + ([[*python, HOLD, str(memory)]] if memory else [])
     with ExitStack() as stack:
         started = []
@@ -177,7 +183,7 @@ def run_busily(command: Sequence[str], share: float = SHARE, loops: int = LOOPS,
     with limit_cpu(find_hierarchy(), quota) as cgroup, make_load(loops, int(size * memory)):
         beside = f"{loops} loops and {int(size * memory) >> 20} MiB"
         print(f"busy: {quota / PERIOD:.2f} processors for the tests, beside {beside}", file=sys.stderr, flush=True)
-        tied = ["setpriv", "--pdeathsig=TERM", "sh", "-c", ENTER, "sh", str(cgroup), *command]
+        tied = [*tie("TERM"), "sh", "-c", ENTER, "sh", str(cgroup), *command]
         with _pass_on_signals() as pass_on_to, subprocess.Popen(tied, process_group=0) as process:
             pass_on_to(process)
             code = process.wait()

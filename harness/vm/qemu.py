@@ -6,6 +6,7 @@ sockets) is given per process.
 """
 
 import asyncio
+import ctypes
 import json
 import os
 import re
@@ -309,6 +310,17 @@ def how_ended(code: int) -> str:
     return f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
 
+def _die_with_parent() -> None:
+    """In the child: be killed when the thread that started it dies (prctl(2), PR_SET_PDEATHSIG).
+
+    So QEMU is to be started from a thread that outlives it: the main one.
+    """
+    _libc.prctl(1, signal.SIGKILL)
+
+
+_libc = ctypes.CDLL(None)
+
+
 def unplugged() -> socket.socket:
     """A machine's end of a wire that has no other end: what the machine sends is lost."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -324,17 +336,18 @@ def wire_backend(end: socket.socket, name: str) -> str:
 def spawn(
     command: Sequence[str], directory: Path, output: IO[bytes], inherit: Sequence[int]
 ) -> subprocess.Popen[bytes]:
-    """Start QEMU so that it is killed when the thread that started it dies (prctl(2), PR_SET_PDEATHSIG): the main one.
+    """Start QEMU so that it dies with this process; to be called from the main thread (see ``_die_with_parent``).
 
-    setpriv(1) asks for that, and not this process between fork and exec: it has to copy its page tables for that.
+    It is so when this returns: by setpriv(1) it would be a moment later, in which this process can be killed.
     """
     return subprocess.Popen(
-        ["setpriv", "--pdeathsig=KILL", "--", *command],
+        command,
         cwd=directory,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
         pass_fds=inherit,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 (one system call; from the main thread, see there)
     )
 
 
