@@ -169,6 +169,10 @@ def _words(agent: Agent) -> dict[str, object]:
 FUNCTIONS = r"""
 pid_of() { pgrep -o -u "$1"; }
 cgroup_of() { echo "/sys/fs/cgroup$(cut -d : -f 3 "/proc/$(pid_of "$1")/cgroup")"; }
+scope_of() { place=$(cgroup_of "$1"); echo "${place%/container}"; }  # systemd's, in which crun makes another
+lift() {  # UID FILE: no limit in either of the two
+  echo max > "$(cgroup_of "$1")/$2"; echo max > "$(scope_of "$1")/$2"
+}
 unit_says() {  # UNIT LINE...: more lines for a unit, without starting it again
   mkdir -p "/etc/systemd/system/$1.d"; unit=$1; shift
   printf '%s\n' "$@" > "/etc/systemd/system/$unit.d/mutant.conf"; systemctl daemon-reload
@@ -400,21 +404,21 @@ _mutant(
     "no-pids-limit",
     "D4",
     "A may have any number of processes.",
-    InGuest('echo max > "$(cgroup_of $a_uid)/pids.max"'),
+    InGuest('lift "$a_uid" pids.max'),
     tests=[LIMITS],
 )
 _mutant(
     "no-memory-limit",
     "D4",
     "A may have all memory.",
-    InGuest('echo max > "$(cgroup_of $a_uid)/memory.max"'),
+    InGuest('lift "$a_uid" memory.max'),
     tests=[LIMITS],
 )
 _mutant(
     "no-cpu-limit",
     "D4",
     "A may have all processors.",
-    InGuest('echo max > "$(cgroup_of $a_uid)/cpu.max"'),
+    InGuest('lift "$a_uid" cpu.max'),
     tests=[LIMITS],
 )
 _mutant(
@@ -422,9 +426,9 @@ _mutant(
     "D4",
     "A and B may have all processors, and before any other agent.",
     InGuest("""
-echo 1 > "$(cgroup_of $z_uid)/cpu.weight"
+echo 1 > "$(scope_of $z_uid)/cpu.weight"
 for uid in "$a_uid" "$b_uid"; do
-  echo max > "$(cgroup_of $uid)/cpu.max"; echo 300 > "$(cgroup_of $uid)/cpu.weight"
+  lift "$uid" cpu.max; echo 300 > "$(scope_of $uid)/cpu.weight"
 done"""),
     tests=["test_a_fork_bomb_on_all_processors_leaves_the_others_theirs"],
 )
@@ -446,7 +450,7 @@ _mutant(
     "swap",
     "D4",
     "A may swap.",
-    InGuest('place=$(cgroup_of $a_uid); for each in "$place" "$place/.."; do echo max > "$each/memory.swap.max"; done'),
+    InGuest('lift "$a_uid" memory.swap.max; echo max > "$(scope_of $a_uid)/../memory.swap.max"'),
     tests=["test_no_agent_may_swap"],
 )
 _mutant(

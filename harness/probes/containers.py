@@ -146,7 +146,7 @@ def main_pid(host: Host, agent: Agent) -> int:
 def container_id(host: Host, agent: Agent) -> str:
     """Docker's id of the running container, as its cgroup's name has it."""
     group = host.check_output("cat /proc/%s/cgroup", str(main_pid(host, agent)))
-    return group.rpartition("docker-")[2].removesuffix(".scope")
+    return group.rpartition("docker-")[2].partition(".scope")[0]  # in which crun makes another one
 
 
 def namespaces(host: Host, pids: Sequence[int]) -> list[dict[str, str]]:
