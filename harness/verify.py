@@ -125,6 +125,7 @@ class Attack:
             accelerator={"accelerator": lab.accelerator.accelerator, "reason": lab.accelerator.reason},
             plan=self.plan.digest,
             host=self.plan.host.name,
+            agents=list(self.plan.agents),
             started=began,
             machine=describe_machine(),
             failures=collector.failed(),

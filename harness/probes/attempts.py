@@ -27,6 +27,8 @@ Origin = Literal["container", "hermes", "uid", "wire", "lan", "tailnet", "root"]
 Seen = Literal["reached", "refused", "unknown"]
 BATCH_TIMEOUT = 600.0
 """Seconds; 25 times what a batch takes under TCG on two cores."""
+ONE_ARGUMENT = 100_000
+"""Bytes of scripts that go to the host at once: an argument of a shell, which may have 128 KiB (execve(2))."""
 SHOWN = 600
 """Characters of an attempt's output that a failure message shows."""
 
@@ -47,6 +49,11 @@ class Attacker:
     def name(self) -> str:
         origin = "hijacked Hermes" if self.origin == "hermes" else self.origin
         return f"{self.agent.name} ({origin})" if self.agent else origin
+
+    @property
+    def owner(self) -> str:
+        """The agent's name; nothing for who is no agent's."""
+        return self.agent.name if self.agent else ""
 
     @property
     def is_inside(self) -> bool:
@@ -200,11 +207,16 @@ def run_attempts(host: Host, attempts: Iterable[Attempt]) -> list[Outcome]:
     if not batches:
         return []
     nonces = [secrets.token_hex(8) for _ in batches]
-    lines = [ORDER, "cd $(mktemp -d) && chmod 711 . || exit 1"]
+    directory = f"/tmp/attempts-{secrets.token_hex(8)}"
+    lines = [f"mkdir -m 711 {directory} && cd {directory} || exit 1"]
     for number, (batch, nonce) in enumerate(zip(batches, nonces, strict=True)):
-        # All of it is one argument of a shell, and the kernel takes none above 128 KiB (execve(2)).
         script = base64.b64encode(gzip.compress(batch_script(batch, nonce).encode())).decode()
+        if sum(map(len, lines)) + len(script) > ONE_ARGUMENT:
+            host.check_output("sh -c %s", "\n".join(lines))
+            lines = [f"cd {directory} || exit 1"]
         lines.append(f"base64 -d << 'END' | gzip -d > {number}.sh\n{script}\nEND")
+    lines.append(ORDER)
+    for number, batch in enumerate(batches):
         lines.append(f"{batch[0].attacker.command(f'{number}.sh')} > {number}.out 2> {number}.err &")
     lines.append("wait")
     for number in range(len(batches)):

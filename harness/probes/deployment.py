@@ -13,7 +13,7 @@ from harness.errors import HarnessError
 from harness.guests.debian import SWITCH_TIMEOUT
 from harness.policy import Agent, Plan, evaluate_specs, host_of, specs_of
 from harness.probes.attempts import Attacker, Attempt, quote
-from harness.probes.stage import Target
+from harness.probes.stage import HOST, Target
 from harness.probes.ways import find_ways
 from harness.vm.machine import Machine
 
@@ -141,12 +141,12 @@ KEPT_STATE_WAYS = [way for way in find_ways("D2") if not way.host_only and "/pro
 
 def try_kept_state(kept: str, targets: dict[str, Target], attackers: Iterable[Attacker]) -> list[Attempt]:
     """Every way to another's files, on what the removed agent ``kept`` has left, with the controls that the way has."""
-    return [
-        replace(attempt, claim="X3")
-        for way in KEPT_STATE_WAYS
-        for attempt in way.attempts(attackers, targets)
-        if attempt.is_control or attempt.target == kept
-    ]
+    everybody, alone = list(attackers), {HOST: targets[HOST], kept: targets[kept]}
+    found: list[Attempt] = []
+    for way in KEPT_STATE_WAYS:
+        found += (attempt for attempt in way.attempts(everybody, alone) if attempt.target == kept)
+        found += (attempt for attempt in way.attempts(everybody, targets) if attempt.is_control)
+    return [replace(attempt, claim="X3") for attempt in found]
 
 
 KILLED_SWITCH = "/root/killed_switch.py"

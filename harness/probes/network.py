@@ -7,7 +7,8 @@ can be reached serves an echo that says who it is. Root on the host is the contr
 
 import json
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from itertools import product
@@ -21,6 +22,7 @@ from harness.pace import stretch, stretch_whole
 from harness.policy import Agent, Plan
 from harness.probes import prober
 from harness.probes.attempts import Aim, Attacker, Attempt, Outcome, is_among, quote, run_attempts
+from harness.probes.pairs import choose_targets
 from harness.probes.stage import HOST
 from harness.vm.machine import Machine
 from harness.vm.shell import Result
@@ -88,10 +90,15 @@ class Scene:
     def agents(self) -> list[Agent]:
         return list(self.plan.agents.values())
 
-    def host_addresses(self) -> list[str]:
-        """Every address of the host that anybody could send to."""
-        gateways = [gateway for agent in self.agents for gateway in gateways_of(agent)]
+    def host_addresses(self, agents: Iterable[Agent]) -> list[str]:
+        """Every address of the host that anybody could send to: on the wires of these agents, and elsewhere."""
+        gateways = [gateway for agent in agents for gateway in gateways_of(agent)]
         return [*gateways, *addresses.HOST.addresses, *addresses.TAILNET_HOST]
+
+    def neighbours(self, way: str, agent: Agent) -> list[Agent]:
+        """The agents that one of them has to do with when it attacks in this way."""
+        names = list(self.plan.agents)
+        return [self.plan.agents[name] for name in choose_targets(way, names.index(agent.name), agent.name, names)]
 
 
 def addresses_of(agent: Agent) -> tuple[str, str]:
@@ -199,12 +206,29 @@ def control(way: Way, attacker: Attacker, target: str, probes: tuple[Probe, ...]
 
 def plan_trials(scene: Scene) -> list[Trial]:
     found = [*on_the_host(scene), *on_neighbours(scene), *on_the_world(scene), *on_what_is_published(scene)]
-    return [trial for trial in found if trial.probes]
+    return choose_trials(scene, [trial for trial in found if trial.probes])
+
+
+def choose_trials(scene: Scene, trials: Sequence[Trial]) -> list[Trial]:
+    """Those of one agent on another where ``choose_targets`` has chosen the other, and all that are not such."""
+    agents = list(scene.plan.agents)
+    targets: dict[str, list[str]] = defaultdict(list)
+    for attempt in (trial.attempt for trial in trials):
+        if attempt.target in scene.plan.agents and attempt.target not in targets[attempt.way]:
+            targets[attempt.way].append(attempt.target)
+
+    def is_chosen(attempt: Attempt) -> bool:
+        own, possible = attempt.attacker.owner, targets.get(attempt.way, [])
+        if not own or attempt.target in (own, HOST) or attempt.target not in possible:
+            return True
+        return attempt.target in choose_targets(attempt.way, agents.index(own), own, possible)
+
+    return [trial for trial in trials if is_chosen(trial.attempt)]
 
 
 def on_the_host(scene: Scene) -> Iterator[Trial]:
-    """F1, F3, N1: everybody on every address of the host."""
-    token, everywhere = scene.tokens[HOST], scene.host_addresses()
+    """F1, F3, N1: machines outside on every address of the host, agents on those that are near to them."""
+    token, everywhere = scene.tokens[HOST], scene.host_addresses(scene.agents)
     loopback = ["127.0.0.1", "::1"]
     published = [port.port for agent in scene.agents for port in agent.publish if port.protocol == "tcp"]
     closed = [port for port in HOST_PORTS if port not in published]
@@ -218,10 +242,8 @@ def on_the_host(scene: Scene) -> Iterator[Trial]:
         yield control((claim, "send datagrams to the host"), ROOT, HOST, udp(seen, HOST_PORTS), token)
     for agent in scene.agents:
         gateways = gateways_of(agent)
-        for attacker, places in (
-            (Attacker("wire", agent), everywhere),
-            (Attacker("uid", agent), everywhere + loopback),
-        ):
+        near = scene.host_addresses([agent, *scene.neighbours("connect to the host", agent)])
+        for attacker, places in ((Attacker("wire", agent), near), (Attacker("uid", agent), near + loopback)):
             granted = tcp(gateways, [5001]) if agent.tts and attacker.origin == "wire" else ()
             connections = tuple(probe for probe in tcp(places, closed) if probe not in granted)
             yield attack(("F3", "connect to the host"), attacker, HOST, connections, token)
@@ -259,7 +281,9 @@ def on_neighbours(scene: Scene) -> Iterator[Trial]:
             if not own:
                 yield attack(("F2", "forge a source"), wire, target.name, _forged(scene, number, agent, target), "came")
             if target.publish and not own:
-                yield attack(("F2", "come in by a published port"), wire, target.name, _published(scene, target), token)
+                places = scene.host_addresses([target, agent, *scene.neighbours("come in by a published port", agent)])
+                probes = _published(target, list(dict.fromkeys(places)))
+                yield attack(("F2", "come in by a published port"), wire, target.name, probes, token)
     for target in scene.agents:
         token = scene.tokens[target.name]
         for way, probes in _neighbourly(target).items():
@@ -267,9 +291,8 @@ def on_neighbours(scene: Scene) -> Iterator[Trial]:
         strangers = _forge(addresses_of(target), _strangers(100))
         yield control(("F2", "forge a source"), ROOT, target.name, strangers, "came")
         if target.publish:
-            yield control(
-                ("F2", "come in by a published port"), TAILNET, target.name, _published(scene, target, TAILNET), token
-            )
+            probes = _published(target, addresses.TAILNET_HOST)
+            yield control(("F2", "come in by a published port"), TAILNET, target.name, probes, token)
 
 
 def _neighbourly(target: Agent, attacker: Agent | None = None) -> dict[str, tuple[Probe, ...]]:
@@ -291,9 +314,8 @@ def _everybody(agent: Agent) -> tuple[Probe, ...]:
     return _probes("everybody", ["255.255.255.255", str(network.broadcast_address), "224.0.0.1", "ff02::1%eth0"], [80])
 
 
-def _published(scene: Scene, target: Agent, attacker: Attacker | None = None) -> tuple[Probe, ...]:
-    """By every address of the host, or by those that the tailnet knows."""
-    places = [*addresses.TAILNET_HOST] if attacker is TAILNET else scene.host_addresses()
+def _published(target: Agent, places: Sequence[str]) -> tuple[Probe, ...]:
+    """By these addresses of the host."""
     return tuple(probe for port in target.publish for probe in _probes(port.protocol, places, [port.port]))
 
 
@@ -311,7 +333,7 @@ def _forge(targets: tuple[str, str], sources: tuple[str, str]) -> tuple[Probe, .
 
 def _forged(scene: Scene, number: int, agent: Agent, target: Agent) -> tuple[Probe, ...]:
     """As a stranger, as somebody on the LAN, and as another neighbour; none of whom would send there themselves."""
-    others = [addresses_of(other) for other in scene.agents if other not in (agent, target)]
+    others = [addresses_of(other) for other in scene.neighbours("forge a source", agent) if other is not target]
     sources = [_strangers(number + 1), addresses.Station(number + 100).addresses, *others]
     return tuple(probe for source in sources for probe in _forge(addresses_of(target), source))
 
@@ -350,7 +372,8 @@ def on_the_world(scene: Scene) -> Iterator[Trial]:
         yield control(way, ROOT, column, ping(targets), "pong")
     public = addresses.PUBLIC["public.test"]
     for number, agent in enumerate(scene.agents):
-        sources = [_strangers(number + 1), *(addresses_of(other) for other in scene.agents if other is not agent)]
+        others = scene.neighbours("forge a source", agent)
+        sources = [_strangers(number + 1), *(addresses_of(other) for other in others)]
         probes = tuple(probe for source in sources for probe in _forge(public, source))
         yield attack(("F4", "forge a source"), Attacker("wire", agent), INTERNET, probes, "came")
     yield control(("F4", "forge a source"), ROOT, INTERNET, _forge(public, _strangers(100)), "came")
@@ -368,8 +391,9 @@ def on_what_is_published(scene: Scene) -> Iterator[Trial]:
         yield control(("F5", "connect to the container"), ROOT, target.name, inside, token)
         if target.publish:
             way = ("F5", "reach a published port")
-            yield attack(way, LAN, target.name, _published(scene, target), token)
-            yield control(way, TAILNET, target.name, _published(scene, target, TAILNET), token)
+            places = scene.host_addresses([target, *scene.neighbours("reach a published port", target)])
+            yield attack(way, LAN, target.name, _published(target, places), token)
+            yield control(way, TAILNET, target.name, _published(target, addresses.TAILNET_HOST), token)
 
 
 # --- by name, as the agent itself ------------------------------------------------------------------------------

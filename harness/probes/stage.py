@@ -54,21 +54,22 @@ def set_stage(host: Host, plan: Plan, attackers: Sequence[Attacker]) -> dict[str
     tokens = {name: (secrets.token_hex(12), secrets.token_hex(12)) for name in [*owners, HOST]}
     decoy_process = f"exec env -i HERMES_HOME={decoy} SECRET={secret} sleep infinity"
     slugs = " ".join(attacker.slug for attacker in [*attackers, Attacker("root")])
-    plant = quote(
+    plant = (
         'cd "$1"; umask 077; echo "$2" > known; : > "$3"; '
         f'for s in {slugs}; do echo "$2" > movable-$s; : > removable-$s; done'
     )
     lines = [
         "set -eu",
+        f"plant={quote(plant)}",
         f"mkdir -m 700 {decoy}",
-        f"sh -euc {plant} sh {decoy} {' '.join(tokens[HOST])}",
+        f'sh -euc "$plant" sh {decoy} {" ".join(tokens[HOST])}',
         f"sh -c 'cd {decoy}; exec 9> held; {decoy_process}' > /dev/null 2>&1 &",
         "echo $!",
     ]
     for name, (directory, uid) in owners.items():
         as_agent = f"setpriv --reuid={uid} --regid={uid} --clear-groups"
         lines += [
-            f"{as_agent} sh -euc {plant} sh {quote(directory)} {' '.join(tokens[name])}",
+            f'{as_agent} sh -euc "$plant" sh {quote(directory)} {" ".join(tokens[name])}',
             f"echo $(pgrep -o -u {uid}) $(pgrep -u {uid})",
         ]
     done = host.run("sh -c %s", "\n".join(lines))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from textwrap import dedent
 
 from harness.probes.attempts import Attacker, Attempt, Origin, quote
+from harness.probes.pairs import choose_targets
 from harness.probes.stage import HOST, Target
 
 Script = Callable[[Attacker, Target], str]
@@ -34,11 +35,8 @@ class Way:
     aims_at: Callable[[Target], object] = lambda target: True
 
     def attempts(self, attackers: Iterable[Attacker], stage: dict[str, Target]) -> Iterator[Attempt]:
-        """Every attacker on every target; by the same script agents reach themselves, and root the host."""
-        tried_from = [attacker for attacker in attackers if self.is_for(attacker)]
-        targets = [stage[HOST]] if self.host_only else [each for each in stage.values() if self.aims_at(each)]
-        pairs = [(attacker, target) for attacker in tried_from for target in targets]
-        for attacker, target in [*pairs, (ROOT, stage[HOST])]:
+        """Every attacker on the host and on others; by the same script agents reach themselves, and root the host."""
+        for attacker, target in [*self._pairs(attackers, stage), (ROOT, stage[HOST])]:
             own = attacker is ROOT or (attacker.agent is not None and attacker.agent.name == target.name)
             yield Attempt(
                 claim=self.claim,
@@ -49,6 +47,16 @@ class Way:
                 expected="reached" if own else "refused",
                 token=self.token(target).encode() if self.token else None,
             )
+
+    def _pairs(self, attackers: Iterable[Attacker], stage: dict[str, Target]) -> Iterator[tuple[Attacker, Target]]:
+        tried_from = [attacker for attacker in attackers if self.is_for(attacker)]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(each.owner for each in tried_from))}
+        targets = [stage[HOST]] if self.host_only else [each for each in stage.values() if self.aims_at(each)]
+        agents = [target.name for target in targets if target.name != HOST]
+        for attacker in tried_from:
+            own = attacker.owner
+            chosen = {HOST, own, *choose_targets(self.name, numbers[own], own, agents)}
+            yield from ((attacker, target) for target in targets if target.name in chosen)
 
     def is_for(self, attacker: Attacker) -> bool:
         return attacker.origin in self.origins or (attacker.is_inside and "container" in self.origins)

@@ -6,6 +6,7 @@ page of it, and ``summary`` a few lines of Markdown.
 
 import os
 import platform
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -117,6 +118,8 @@ class Verdict(msgspec.Struct, frozen=True):
     accelerator: dict[str, str]
     plan: str
     host: str = ""
+    agents: list[str] = []
+    """The names of the agents that were attacked."""
     started: float = 0.0
     machine: dict[str, str] = {}
     """Where it ran: what ``describe_machine`` says."""
@@ -253,6 +256,23 @@ def claims_table(verdict: Verdict) -> Table:
     return table
 
 
+def describe_pairs(verdict: Verdict) -> str:
+    """Which agents attacked which (``harness.probes.pairs``), in one sentence; nothing where none attacked another."""
+    agents = set(verdict.agents)
+    others: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for cell in verdict.matrix:
+        own = cell.attacker.partition(" (")[0]
+        if own != cell.target and {own, cell.target} <= agents:
+            others[own, cell.claim, cell.way].add(cell.target)
+    if not others:
+        return ""
+    tried = {(own, other) for (own, _, _), targets in others.items() for other in targets}
+    said = f"{len(tried)} of {len(agents) * (len(agents) - 1)} ordered pairs of agents were tried"
+    if (most := max(map(len, others.values()))) < len(agents) - 1:
+        said += f": in each way an agent attacks at most {most} of the {len(agents) - 1} others, in another way others"
+    return f"{said}."
+
+
 def slowest_table(verdict: Verdict) -> Table:
     table = Table(title="slowest tests", title_justify="left", box=None, show_header=False, pad_edge=False)
     table.add_column("s", justify="right")
@@ -285,8 +305,9 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
             + (f", from {verdict.parts} shards" if verdict.parts else ""),
         )
     )
-    if verdict.is_part:
-        console.print(describe_part(verdict), soft_wrap=True)
+    for sentence in (describe_pairs(verdict), describe_part(verdict)):
+        if sentence:
+            console.print(sentence, soft_wrap=True)
     print_records(console, verdict)
 
 

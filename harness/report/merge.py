@@ -42,6 +42,7 @@ def merge_verdicts(parts: Mapping[str, Verdict]) -> Verdict:
         accelerator=first.accelerator,
         plan=first.plan,
         host=first.host,
+        agents=first.agents,
         started=started,
         machine=join_machines(verdicts),
         failures=list(chain.from_iterable(verdict.failures for verdict in verdicts)),

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from harness.report import Cell, Verdict, column_of, describe_part, in_order
+from harness.report import Cell, Verdict, column_of, describe_pairs, describe_part, in_order
 
 HERE = Path(__file__).parent
 LIMIT = 20_000
@@ -53,6 +53,7 @@ def page_of(verdict: Verdict) -> str:
         verdict=verdict,
         overall=OVERALL[verdict.worst],
         worst=verdict.worst,
+        pairs=describe_pairs(verdict),
         part=describe_part(verdict),
         claims=[_claim(verdict, number) for number in range(len(verdict.claims))],
         columns=columns,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from harness.contract import CLAIMS
 from harness.errors import HarnessError
-from harness.report import Cell, ClaimVerdict, Failure, Verdict, read_verdict
+from harness.report import Cell, ClaimVerdict, Failure, Verdict, describe_pairs, read_verdict
 from harness.report.page import HERE, LIMIT, page_of, visible
 from harness.report.summary import plain, summary_of
 from tests.unit.support import PROPERTY, REPOSITORY
@@ -60,6 +60,7 @@ def verdict_with(word: str) -> Verdict:
         accelerator={"accelerator": word, "reason": word},
         plan=word,
         host=word,
+        agents=[word, "b"],
         started=1_700_000_000.0,
         machine={"processor": word},
         failures=[Failure(word, ["D2"], f"{word}\nmore", word), Failure("tests/t.py::test", [], word, "")],
@@ -236,6 +237,35 @@ def test_a_verdict_without_attempts_nor_failures_is_a_page_too() -> None:
     assert "table" not in [tag for tag, _ in page.tags]
 
 
+def attempt_of(own: str, target: str, way: str) -> Cell:
+    return Cell("D2", f"{own} (uid)", target, way, "refused", "refused")
+
+
+def test_it_says_which_pairs_were_tried() -> None:
+    """Attackers that are no agents, targets that are none, and agents that are no longer there, are not counted."""
+    few, many = ["a", "b", "c"], list("abcdefgh")
+    more = [
+        Cell("D2", "root", "a", "w", "reached", "reached"),
+        attempt_of("a", "host", "w"),
+        attempt_of("a", "gone", "w"),
+    ]
+    cells = [attempt_of(own, other, "w") for own in few for other in few]
+    plain_one = msgspec.structs.replace(verdict_with("word"), agents=few, matrix=cells + more)
+    assert describe_pairs(plain_one) == "6 of 6 ordered pairs of agents were tried."
+    chosen = [attempt_of(own, many[(place + step) % 8], way) for place, own in enumerate(many) for way, step in WAYS]
+    large = msgspec.structs.replace(plain_one, agents=many, matrix=chosen)
+    assert describe_pairs(large) == (
+        "24 of 56 ordered pairs of agents were tried: in each way an agent attacks at most 2 of the 7 others, "
+        "in another way others."
+    )
+    assert describe_pairs(large) in "".join(taken_apart(large).pieces)
+    assert plain(describe_pairs(large)) in summary_of(large)
+    assert describe_pairs(msgspec.structs.replace(large, matrix=more)) == ""
+
+
+WAYS = [("w", 1), ("w", 2), ("v", 2), ("v", 3)]
+
+
 # --- the command
 
 
@@ -267,7 +297,7 @@ def test_the_command_prints_what_verify_did(written: Path) -> None:
 
 def test_a_verdict_of_before_the_page_can_be_read(written: Path) -> None:
     old: dict[str, Any] = json.loads(written.read_text())
-    for name in ("host", "started", "machine", "failures"):
+    for name in ("host", "agents", "started", "machine", "failures"):
         del old[name]
     written.write_text(json.dumps(old))
     assert taken_apart(read_verdict(written)).tags
