@@ -3,12 +3,15 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 import testinfra
 
 from harness.contract import CLAIMS, ClaimBroken, ControlFailed, Inapplicable, find_claim, missing_tests
+from harness.durations import COMMITTED, read_durations
 from harness.errors import HarnessError
 from harness.plugin import check_outcomes, is_untried
 from harness.policy import evaluate
@@ -18,23 +21,56 @@ from harness.probes.containers import foreign_mounts, parse_mountinfo, parse_sta
 ROOT = Path(__file__).parent.parent.parent
 
 
-LIST_CLAIMS = """
-import pytest
+LIST_TESTS = """
+import json, sys, pytest
+from harness.selection import test_id
 class Lister:
     def pytest_collection_finish(self, session):
-        for item in session.items:
-            print(*(f"claim {mark.args[0]}\\n" for mark in item.iter_markers("claim")))
+        found = [
+            {
+                "test": test_id(item.nodeid),
+                "claims": [mark.args[0] for mark in item.iter_markers("claim")],
+                "is_long": item.get_closest_marker("recorded") is not None,
+            }
+            for item in session.items
+        ]
+        print("listed", json.dumps(found))
 pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "tests/contract"], plugins=[Lister()])
 """
 
 
-def test_every_claim_that_is_not_to_come_has_a_test() -> None:
-    """By asking pytest, in a process of its own, which claims the collected tests are marked with."""
-    command = [sys.executable, "-W", "ignore::UserWarning", "-c", LIST_CLAIMS]
+@dataclass(frozen=True)
+class Listed:
+    """A test of the contract; ``is_long``: it is marked as ``recorded``."""
+
+    test: str
+    claims: list[str]
+    is_long: bool
+
+
+@pytest.fixture(scope="module")
+def contract_tests() -> list[Listed]:
+    """All tests of the contract, as pytest collects them in a process of its own."""
+    command = [sys.executable, "-W", "ignore::UserWarning", "-c", LIST_TESTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    tested = {line.split()[1] for line in done.stdout.splitlines() if line.strip().startswith("claim ")}
-    assert "D2" in tested, done.stdout + done.stderr
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("listed ")] or [f"none {done.stderr}"]
+    return msgspec.json.decode(line.partition(" ")[2], type=list[Listed])
+
+
+def test_every_claim_that_is_not_to_come_has_a_test(contract_tests: list[Listed]) -> None:
+    tested = {claim for each in contract_tests for claim in each.claims}
+    assert "D2" in tested
     assert missing_tests(tested) == []
+
+
+def test_the_committed_durations_are_those_of_the_tests_that_there_are(contract_tests: list[Listed]) -> None:
+    """None of a test that is gone, and one of each function that is marked to take long: with some parameters it takes
+    none. `harness durations --write` brings them.
+    """
+    known = {name for name in read_durations(COMMITTED, "debian").tests if name.startswith("tests/contract/")}
+    assert known <= {each.test for each in contract_tests}
+    functions = {test.partition("[")[0] for test in known}
+    assert {each.test.partition("[")[0] for each in contract_tests if each.is_long} <= functions
 
 
 def test_a_claim_without_a_test_is_named() -> None:
