@@ -19,19 +19,27 @@ class Recycler(Generic[T]):
         self._make = make
         self._stack = ExitStack()
         self._made: T | None = None
+        self._users: list[str] = []
 
     @contextmanager
-    def lend(self) -> Iterator[T]:
+    def lend(self, user: str) -> Iterator[T]:
         """What the last one gave back, or a new one. Whoever fails does not give it back: it is evidence until the next
-        one comes."""
+        one comes, and the failure names who used it before ``user``."""
         made, self._made = self._made, None
         if made is None:
             self.close()
             made = self._stack.enter_context(self._make())
-        yield made
+        try:
+            yield made
+        except BaseException as error:
+            before = ", then ".join(self._users)
+            error.add_note(f"The machine was used before, and brought back, by: {before or 'nobody'}.")
+            raise
+        self._users.append(user)
         self._made = made
 
     def close(self) -> None:
         """End what there is."""
         self._made = None
+        self._users.clear()
         self._stack.close()

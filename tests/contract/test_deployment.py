@@ -456,7 +456,7 @@ def test_after_a_kill_at_a_step_of_any_kind_the_host_can_go_back_or_on(
     The first start of a container in a fork costs twice what the next ones cost, and more than a kill: so this is one
     for each kind of step, and the test above has them all.
     """
-    with killed_hosts.lend() as host:
+    with killed_hosts.lend(f"a kill at {step}") as host:
         machine, (one, other) = host.machine, host.plans
         prepare_kills(machine, other, files_with(machine, other, {}))
         before = take_snapshot(machine.host)
