@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import bench as benchmarks
 from harness import deploy
 from harness import secrets as agefiles
 from harness.contract import find_claim
@@ -762,6 +761,8 @@ def bench(
 
     A comparison is of two machines unless both ran on the same one: it decides nothing, and the exit code is 0.
     """
+    from harness import bench as benchmarks  # with all of hypothesis, which nobody else waits for
+
     check_place(json_file)
     former = benchmarks.read_metrics(former_file) if former_file else None
     lab = Lab(settings(accel=accel, cache=cache))

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import paramiko
 import testinfra.host
 from pexpect.socket_pexpect import SocketSpawn
 from testinfra.backend.base import BaseBackend, CommandResult
@@ -20,6 +19,9 @@ from harness.errors import HarnessError
 from harness.pace import stretch
 from harness.vm.qemu import Process
 from harness.vm.shell import RUN_TIMEOUT, Result, Shell
+
+if TYPE_CHECKING:
+    import paramiko
 
 SSH_HOST_KEY = "/etc/ssh/ssh_host_ed25519_key.pub"
 
@@ -97,8 +99,10 @@ class Machine:
         return int(match[1])
 
     @contextmanager
-    def ssh(self, user: str = "root", timeout: float = 120.0) -> Iterator[paramiko.SSHClient]:
+    def ssh(self, user: str = "root", timeout: float = 120.0) -> Iterator["paramiko.SSHClient"]:
         """An SSH connection, with the guest's host key checked against the one the guest has on disk."""
+        import paramiko
+
         kind, key = self.run(["cat", SSH_HOST_KEY]).check().text.split()[:2]
         timeout = stretch(timeout)
         port = self.ssh_port

@@ -36,7 +36,8 @@ def pytest_command(directory: Path, test: str, arguments: Sequence[str] = ()) ->
     """The command line of a pytest with the plugin, on a file in ``directory`` that holds ``test``."""
     (directory / "test_child.py").write_text(test)
     (directory / "pytest.ini").write_text("[pytest]\n")
-    plugins = ("-p", "harness.plugin", "-p", "no:cacheprovider", "--rootdir", ".")
+    # hypothesis' plugin imports all of hypothesis at the end of any run, which takes as long as the rest.
+    plugins = ("-p", "harness.plugin", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "--rootdir", ".")
     # Who started us may have it that signals are ignored (nohup, a shell's background job).
     run = ("env", "--default-signal=INT,HUP", sys.executable)
     return [*run, "-m", "pytest", *plugins, *arguments, "test_child.py"]

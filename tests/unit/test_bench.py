@@ -1,5 +1,7 @@
-"""What ``harness bench --compare`` says of two runs."""
+"""What ``harness bench --compare`` says of two runs, and what no command waits for."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -8,6 +10,7 @@ from rich.console import Console
 
 from harness.bench import Metric, describe_change, print_table, read_metrics
 from harness.errors import HarnessError
+from tests.unit.support import REPOSITORY
 
 BEFORE = Metric("s", 1.0, 0.9, 1.1, 5)
 
@@ -40,3 +43,10 @@ def test_the_table_has_a_column_for_the_former_run(tmp_path: Path) -> None:
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="has no metrics"):
         read_metrics(tmp_path / "nothing.json")
+
+
+def test_a_command_starts_without_what_few_commands_need() -> None:
+    """hypothesis and paramiko take as long to import as all the rest."""
+    said = "import harness.cli, sys; print(*sorted({'hypothesis', 'paramiko', 'msgspec'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", said], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "msgspec\n"
