@@ -1,18 +1,24 @@
-"""The NixOS modules, evaluated with nixpkgs' ``lib`` where this machine has it: nothing is built or downloaded."""
+"""The NixOS modules, evaluated with nixpkgs' ``lib``, or with all of nixpkgs, where this machine has it."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.cache import Cache, default_root, key_of
 from harness.errors import HarnessError
+from harness.guests.bootstrap import SMALL, SUITE, bootstrap
 from harness.policy import REPOSITORY, PolicyError, run_nix
 
-EVALUATE = ["nix-instantiate", "--eval", "--strict", "--json", "--store", "dummy://"]
+EVALUATION = ["--eval", "--strict", "--json", "--store", "dummy://"]
+EVALUATE = ["nix-instantiate", *EVALUATION]
 LOCK = REPOSITORY / "flake.lock"
 STORE = Path("/nix/store")
+INPUTS = "tentaflake-inputs"
+"""A directory beside the default cache, with sources of the flake's inputs by their names. Pruning never touches it."""
 
 
 class NoNixpkgs(HarnessError):
@@ -20,14 +26,16 @@ class NoNixpkgs(HarnessError):
 
 
 def find_nixpkgs(given: Path | None = None) -> Path:
-    """A directory with nixpkgs' ``lib``: the one given, ``<nixpkgs>`` of NIX_PATH, or the flake's input in the store.
+    """A directory with nixpkgs' ``lib``: the one given, ``<nixpkgs>`` of NIX_PATH, or the flake's input.
 
     nixpkgs itself, or the repository nix-community/nixpkgs.lib, which is ``lib`` alone. Raises ``NoNixpkgs``.
     """
-    found = given or _from_path() or _from_store()
+    found = given or _from_path() or find_input("nixpkgs")
     if found is None:
+        place = default_root().with_name(INPUTS) / "nixpkgs"
         raise NoNixpkgs(
-            "no source of nixpkgs: --nixpkgs was not given, NIX_PATH has none, the flake's input is not in /nix/store",
+            f"no source of nixpkgs: --nixpkgs was not given, NIX_PATH has none, {place} is not there, "
+            "the flake's input is not in /nix/store",
             hint="--nixpkgs DIRECTORY, a clone of nixpkgs or of nix-community/nixpkgs.lib",
         )
     if not (found / "lib" / "default.nix").is_file():
@@ -39,12 +47,10 @@ def _from_path() -> Path | None:
     return _found(["nix-instantiate", "--find-file", "nixpkgs"])
 
 
-def _from_store() -> Path | None:
-    return find_input("nixpkgs")
-
-
 def find_input(name: str) -> Path | None:
-    """The source of one of the flake's inputs, if the store has it; nothing is downloaded."""
+    """The source of one of the flake's inputs, from ``INPUTS`` or from the store; nothing is downloaded."""
+    if (put_there := default_root().with_name(INPUTS) / name).is_dir():
+        return put_there
     if not STORE.is_dir():
         return None
     source = f"builtins.fetchTree (builtins.fromJSON (builtins.readFile {LOCK})).nodes.{name}.locked"
@@ -60,13 +66,52 @@ def _found(command: list[str]) -> Path | None:
 
 
 def whole_obstacle(nixpkgs: Path) -> str | None:
-    """Why a whole NixOS cannot be evaluated with this source of nixpkgs: it is the library alone, or Nix is too old."""
+    """Why a whole NixOS cannot be evaluated with this source of nixpkgs: it is the library alone."""
     if not (nixpkgs / "nixos" / "lib" / "eval-config.nix").is_file():
         return f"{nixpkgs} is nixpkgs' library alone: a whole host takes nixos/ and pkgs/ too"
-    features = json.loads(run_nix([*EVALUATE, str(nixpkgs / "lib" / "minfeatures.nix")], subject="nixpkgs"))
-    if missing := ", ".join(feature["description"] for feature in features["missing"]):
-        return f"this Nix is too old for {nixpkgs}, which asks for: {missing}"
     return None
+
+
+@dataclass(frozen=True)
+class Nix:
+    """The programs of one Nix: this machine's, or those of a ``tree`` of Debian packages, which nobody installs."""
+
+    tree: Path | None = None
+
+    def command(self, program: str) -> list[str]:
+        """The words of a command line that start one of its programs, by the tree's own loader (ld.so(8))."""
+        if self.tree is None:
+            return [program]
+        [loader] = self.tree.glob("usr/lib64/ld-linux-*.so.*")
+        [libraries] = self.tree.glob("usr/lib/*-linux-gnu")
+        return [str(loader), "--argv0", program, "--library-path", str(libraries), str(self.tree / "usr/bin/nix")]
+
+
+def find_nix(cache: Cache, nixpkgs: Path) -> Nix:
+    """A Nix that can evaluate all of this nixpkgs: this machine's, or where that is too old, Debian's in the cache."""
+    if not missing_features(Nix(), nixpkgs):
+        return Nix()
+    nix = Nix(cache.make("images", f"nix-{key_of(suite=SUITE, options=NIX_TREE)}", _unpack_nix))
+    if missing := missing_features(nix, nixpkgs):
+        raise NoNixpkgs(f"Nix of Debian {SUITE} is too old for {nixpkgs}, which asks for: {missing}")
+    return nix
+
+
+def missing_features(nix: Nix, nixpkgs: Path) -> str:
+    """What this nixpkgs asks of Nix that this one has not (``lib/minfeatures.nix``); nothing, if it has all."""
+    command = [*nix.command("nix-instantiate"), *EVALUATION, str(nixpkgs / "lib" / "minfeatures.nix")]
+    features = json.loads(run_nix(command, subject="nixpkgs"))
+    return ", ".join(feature["description"] for feature in features["missing"])
+
+
+NIX_TREE = ["--variant=extract", "--format=directory", *SMALL, "--include=nix-bin"]
+"""Packages that are unpacked, and not configured: that takes no root."""
+
+
+def _unpack_nix(directory: Path) -> None:
+    bootstrap("unpacking Debian's Nix", NIX_TREE, directory / "tree")
+    for path in (directory / "tree").iterdir():
+        path.rename(directory / path.name)
 
 
 def options_page(nixpkgs: Path) -> str:
