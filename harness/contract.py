@@ -53,7 +53,7 @@ CLAIMS: dict[str, Claim] = {
             "C6",
             "A crashed agent restarts, the others do not notice; a restart of Docker brings back agents and rules.",
         ),
-        Claim("S1", "A secret is 0400, owned by its agent, on a tmpfs, and readable by no other agent."),
+        Claim("S1", "A secret is 0400, owned by its agent, in memory and on no disk, and readable by no other agent."),
         Claim("S2", "A secret's value occurs nowhere else."),
         Claim(
             "S3",
