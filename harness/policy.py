@@ -84,6 +84,8 @@ class Service(_Struct, frozen=True):
     name: str
     after: list[str]
     requires: list[str]
+    wants: list[str]
+    part_of: list[str]
     wanted_by: list[str]
     restart: str
     restart_sec: int

@@ -49,10 +49,33 @@ let
         ;
       cmd = agent.container.command;
       extraOptions = agent.container.options;
-      imageStream = imageStreams.${agent.container.image} or null;
       inherit (agent) autoStart;
       serviceName = agent.service.name;
     };
+
+  # What writes the agent's image, if that is built here; and the unit that loads it.
+  streamOf =
+    agent: lib.optional (imageStreams ? ${agent.container.image}) imageStreams.${agent.container.image};
+  loaded = agent: lib.optional (streamOf agent != [ ]) "tentaflake-images.service";
+  streams = lib.filterAttrs (
+    image: _: lib.any (agent: agent.container.image == image) (lib.attrValues plan.agents)
+  ) imageStreams;
+
+  # Loads an image unless Docker has the very one: its store path and Docker's id of it are noted.
+  loadImage =
+    image: stream:
+    let
+      name = lib.escapeShellArg image;
+    in
+    ''
+      note="$STATE_DIRECTORY/${builtins.hashString "sha256" image}"
+      id=$(docker image inspect --format '{{ .Id }}' ${name} 2> /dev/null) || id=
+      if [ -z "$id" ] || [ "$(cat "$note" 2> /dev/null)" != "${stream} $id" ]; then
+        ${stream} | docker load
+        id=$(docker image inspect --format '{{ .Id }}' ${name})
+        echo "${stream} $id" > "$note"
+      fi
+    '';
 
   # The arguments of `docker network create` for the agent's own bridge.
   networkArguments =
@@ -142,18 +165,27 @@ let
       '';
     };
 
+  hasQuotas =
+    fileSystem: lib.any (option: lib.elem option [ "quota" "usrquota" ] || lib.hasPrefix "usrjquota=" option) fileSystem.options;
+
   mkService =
     agent:
     lib.nameValuePair agent.service.name {
-      inherit (agent.service) after requires startLimitIntervalSec;
-      # The container keeps the file that it was started with.
-      restartTriggers = [ config.environment.etc.${etcName agent}.source ];
+      inherit (agent.service)
+        partOf
+        requires
+        startLimitIntervalSec
+        ;
+      after = agent.service.after ++ loaded agent;
+      wants = agent.service.wants ++ loaded agent;
+      # The container keeps the file that it was started with, and the image.
+      restartTriggers = [ config.environment.etc.${etcName agent}.source ] ++ streamOf agent;
       serviceConfig = {
         ExecStartPre = lib.mkMerge [
           (lib.mkBefore [ (lib.getExe (checkState agent)) ])
           (lib.mkAfter [ (lib.getExe (prepare agent)) ])
         ];
-        Restart = agent.service.restart;
+        Restart = lib.mkForce agent.service.restart; # oci-containers has "on-failure"
         RestartSec = agent.service.restartSec;
       };
       # A removed agent's unit is stopped once more, and nobody asks after its network then.
@@ -178,6 +210,27 @@ in
       backend = "docker";
       containers = forAgents mkContainer;
     };
-    systemd.services = forAgents mkService;
+    systemd.services = lib.mkMerge [
+      (forAgents mkService)
+      (lib.mkIf (streams != { }) {
+        # Not each agent at each of its starts: an image is gigabytes. Every start of an agent asks whether it is there.
+        tentaflake-images = {
+          description = "Images of the agents that are built on this host";
+          after = [ "docker.service" ];
+          requires = [ "docker.service" ];
+          path = [ config.virtualisation.docker.package ];
+          script = "set -o pipefail\n" + lib.concatStrings (lib.mapAttrsToList loadImage streams);
+          serviceConfig = {
+            Type = "oneshot";
+            StateDirectory = "tentaflake-images";
+          };
+        };
+      })
+    ];
+
+    # ext4 takes user quotas with a module that no initrd has by itself (it is asked for while / is mounted).
+    boot.initrd.kernelModules = lib.mkIf (lib.any hasQuotas (lib.attrValues config.fileSystems)) [
+      "quota_v2"
+    ];
   };
 }

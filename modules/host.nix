@@ -7,6 +7,12 @@
 }:
 let
   inherit (config.tentaflake) plan;
+
+  # Agents' bridges, and the ends of their containers' wires, which Docker names.
+  wires = [
+    "h-*"
+    "veth*"
+  ];
 in
 {
   imports = [ ./options.nix ];
@@ -23,6 +29,22 @@ in
         plan.docker.settings
         { live-restore = false; }
       ];
+    };
+
+    # An agent's uid, should it get to run on the host, asks nothing of the Nix daemon: that builds outside of every limit of
+    # it, and what it puts into the store can be read by all (nix.conf(5), allowed-users).
+    nix.settings.allowed-users = [
+      "root"
+      "@wheel"
+    ];
+
+    # Nothing on the host asks an agent for an address, a route or a name server. NixOS' own dhcpcd asks on every interface
+    # that there is, networkd and NetworkManager on those that they are told to manage.
+    networking.dhcpcd.denyInterfaces = wires;
+    networking.networkmanager.unmanaged = map (name: "interface-name:${name}") wires;
+    systemd.network.networks."05-tentaflake" = {
+      matchConfig.Name = wires;
+      linkConfig.Unmanaged = true;
     };
 
     # What brings a secret into the environment of its agent's processes; Docker's settings name it.

@@ -36,6 +36,8 @@ def unit_of(agent: Agent) -> Sections:
         "Unit": [
             ("Description", f"Hermes agent {agent.name}"),
             ("Requires", " ".join([*service.requires, DECIDED])),
+            ("Wants", " ".join(service.wants)),
+            ("PartOf", " ".join(service.part_of)),
             ("After", " ".join([*service.after, DECIDED])),
             ("StartLimitIntervalSec", str(service.start_limit_interval_sec)),
         ],

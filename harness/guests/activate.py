@@ -299,6 +299,8 @@ def agent_unit(agent: dict[str, Any]) -> str:
     return f"""[Unit]
 Description=Hermes agent {agent["name"]}
 Requires={" ".join(service["requires"])} {DECIDED}
+Wants={" ".join(service["wants"])}
+PartOf={" ".join(service["partOf"])}
 After={" ".join(service["after"])} {DECIDED}
 StartLimitIntervalSec={service["startLimitIntervalSec"]}
 

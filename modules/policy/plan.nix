@@ -14,11 +14,11 @@ let
   inherit (import ./identity.nix) range;
   inherit (import ./yaml.nix) toYaml;
 
-  before = [
-    "docker.service"
+  firewall = [
     "nftables.service"
     "tentaflake-routing.service"
   ];
+  docker = [ "docker.service" ];
 
   # Docker's daemon.json, for Docker 26.1 on.
   dockerSettings = {
@@ -107,8 +107,12 @@ let
         service = {
           name = "docker-${user}";
           # F6: no agent before the rules, and none without them.
-          after = before;
-          requires = before;
+          after = docker ++ firewall;
+          requires = firewall;
+          # C6: an agent stops and starts with Docker. One that required it would not be started any more after a failed start
+          # of Docker (systemd.unit(5)); this one fails too, and each of its own starts is one of Docker.
+          wants = docker;
+          partOf = docker;
           wantedBy = if spec.autoStart then [ "multi-user.target" ] else [ ];
           restart = "always";
           restartSec = 2;

@@ -49,6 +49,7 @@ let
     docker = config.virtualisation.docker.daemon.settings;
     inherit (config.virtualisation.oci-containers) backend containers;
     inherit (config) age;
+    initrd = config.boot.initrd.kernelModules;
   };
 
   # What is written as JSON to a file of the store.

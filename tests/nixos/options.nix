@@ -29,6 +29,7 @@ let
     after = strings;
     before = strings;
     requires = strings;
+    partOf = strings;
     wants = strings;
     wantedBy = strings;
     unitConfig = section;
@@ -88,7 +89,6 @@ let
     {
       options = {
         image = option types.str;
-        imageStream = optional (types.nullOr types.package) null;
         pull = optional (types.enum [
           "always"
           "missing"
@@ -158,6 +158,16 @@ in
   options = {
     assertions = optional (types.listOf types.unspecified) [ ];
     warnings = strings;
+
+    boot.initrd.kernelModules = strings;
+    fileSystems = many { options.options = strings; };
+    nix.settings.allowed-users = optional (types.listOf types.str) [ "*" ];
+    networking.dhcpcd.denyInterfaces = strings;
+    networking.networkmanager.unmanaged = strings;
+    systemd.network.networks = many {
+      options.matchConfig = section;
+      options.linkConfig = section;
+    };
 
     environment.etc = many etc;
     environment.systemPackages = optional (types.listOf types.package) [ ];

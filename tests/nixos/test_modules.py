@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -161,5 +163,67 @@ def test_nixpkgs_is_found_on_nix_path(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_without_nixpkgs_the_reason_says_where_was_looked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NIX_PATH", raising=False)
     monkeypatch.setattr("harness.nixpkgs.STORE", Path("/nowhere"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
     with pytest.raises(NoNixpkgs, match=r"--nixpkgs was not given, NIX_PATH has none"):
         find_nixpkgs()
+
+
+# --- images that are built on the host
+
+DOCKER = """\
+#!/bin/sh
+case "$1 $2" in
+  "image inspect") cat {here}/id 2> /dev/null ;;
+  "load ") id=$(sha256sum | cut -c 1-12); echo "$id" > {here}/id; echo "$id" >> {here}/loaded ;;
+  *) exit 9 ;;
+esac
+"""
+
+
+def test_an_image_is_loaded_once_and_again_when_it_is_another_or_gone(configure: Evaluate, tmp_path: Path) -> None:
+    """The script of the unit, with a Docker that has one image at most."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in {
+        "docker": DOCKER.format(here=tmp_path),
+        "one": "#!/bin/sh\necho one",
+        "other": "#!/bin/sh\necho other",
+    }.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+
+    def start(stream: str) -> list[str]:
+        image = "example.invalid/image:1"
+        built = {"type": "derivation", "name": stream, "outPath": str(programs / stream)}
+        spec = {"name": "a", "image": image, "allowMutableImage": True}
+        config = configure(agents=[spec], extra={"tentaflake": {"imageStreams": {image: built}}})
+        assert config["services"]["docker-hermes-a"]["wants"] == ["docker.service", "tentaflake-images.service"]
+        environment = {"PATH": f"{programs}:{os.environ['PATH']}", "STATE_DIRECTORY": str(tmp_path)}
+        script = config["services"]["tentaflake-images"]["script"]
+        subprocess.run(["bash", "-euc", script], env=environment, check=True)
+        return (tmp_path / "loaded").read_text().split()
+
+    assert len(start("one")) == 1
+    assert len(start("one")) == 1
+    assert len(start("other")) == 2
+    (tmp_path / "id").unlink()
+    assert len(start("other")) == 3
+    assert len(set((tmp_path / "loaded").read_text().split())) == 2
+
+
+def test_no_unit_loads_images_where_none_is_built(configure: Evaluate) -> None:
+    config = configure(agents=[{"name": "a"}])
+    assert "tentaflake-images" not in config["services"]
+    assert config["services"]["docker-hermes-a"]["wants"] == ["docker.service"]
+
+
+def test_the_module_for_quotas_is_loaded_where_a_file_system_has_them(configure: Evaluate) -> None:
+    """By any of the words that mount(8) takes for users' quotas on ext4."""
+    for options, modules in {
+        "usrquota": ["quota_v2"],
+        "quota": ["quota_v2"],
+        "usrjquota=aquota.user": ["quota_v2"],
+        "noatime": [],
+    }.items():
+        config = configure(agents=[{"name": "a"}], extra={"fileSystems": {"/": {"options": [options]}}})
+        assert config["initrd"] == modules, options

@@ -44,6 +44,21 @@ let
       system = config.nixpkgs.hostPlatform.system;
       toplevel = builtins.unsafeDiscardStringContext config.system.build.toplevel.drvPath;
       services = lib.attrNames config.systemd.services;
+      # Of those that this flake's modules have a part in.
+      units = lib.mapAttrs (_: unit: builtins.unsafeDiscardStringContext unit.text) (
+        lib.filterAttrs (
+          name: _: lib.hasInfix "hermes" name || lib.hasInfix "tentaflake" name || name == "nftables.service"
+        ) config.systemd.units
+      );
+      initrd = config.boot.initrd.kernelModules;
+      root = config.fileSystems."/".options;
+      mayAskNix = config.nix.settings.allowed-users;
+      wheel = config.users.groups.wheel.members;
+      unmanaged = {
+        dhcpcd = config.networking.dhcpcd.denyInterfaces;
+        networkmanager = config.networking.networkmanager.unmanaged;
+        networkd = config.systemd.network.networks."05-tentaflake".matchConfig.Name;
+      };
     };
 in
 lib.mapAttrs (_: shown) self.nixosConfigurations

@@ -18,7 +18,6 @@
     "virtio_pci"
   ];
   boot.kernelModules = [
-    "quota_v2"
     "virtio_console"
     "wireguard"
   ];
