@@ -76,6 +76,7 @@
         pkgs.fakeroot
         pkgs.git
         pkgs.iproute2
+        pkgs.jq
         pkgs.mmdebstrap
         pkgs.nftables
         pkgs.nix

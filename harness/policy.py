@@ -205,11 +205,17 @@ class DockerDaemon(_Struct, frozen=True):
 
 
 class Nftables(_Struct, frozen=True):
-    """One table; ``content`` is what stands between its braces."""
+    """One table; ``content`` is what stands between its braces.
+
+    Scripts (modules/policy/guard.nix): ``listing`` prints what is in force, ``note`` notes it down, ``guard`` compares.
+    """
 
     family: str
     table: str
     content: str
+    listing: str
+    note: str
+    guard: str
 
 
 class Networks(_Struct, frozen=True):

@@ -166,7 +166,15 @@ let
     };
 
   hasQuotas =
-    fileSystem: lib.any (option: lib.elem option [ "quota" "usrquota" ] || lib.hasPrefix "usrjquota=" option) fileSystem.options;
+    fileSystem:
+    lib.any (
+      option:
+      lib.elem option [
+        "quota"
+        "usrquota"
+      ]
+      || lib.hasPrefix "usrjquota=" option
+    ) fileSystem.options;
 
   mkService =
     agent:

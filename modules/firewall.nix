@@ -10,11 +10,13 @@ let
   inherit (config.tentaflake) plan;
   inherit (plan.nftables) family table;
 
-  list = "${lib.getExe pkgs.nftables} --stateless --terse list table ${family} ${table}";
-  loaded = "/run/tentaflake-table";
+  asking = [
+    pkgs.jq
+    pkgs.nftables
+  ];
   note = pkgs.writeShellScript "tentaflake-note-table" ''
-    umask 077
-    ${list} > ${loaded}
+    export PATH=${lib.makeBinPath asking}:$PATH
+    ${plan.nftables.note}
   '';
 
   ip = lib.getExe' pkgs.iproute2 "ip";
@@ -94,13 +96,8 @@ in
     systemd.services.tentaflake-guard = {
       description = "Is the firewall of the agents still there?";
       after = [ "nftables.service" ];
-      path = [ pkgs.diffutils ]; # cmp
-      script = ''
-        ${list} 2> /dev/null | cmp -s - ${loaded} || {
-          echo 'the rules are not those that were loaded: loading them again' >&2
-          systemctl reload-or-restart nftables.service
-        }
-      '';
+      path = asking;
+      script = plan.nftables.guard;
       serviceConfig.Type = "oneshot";
     };
     systemd.timers.tentaflake-guard = {

@@ -17,9 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-FORGETFUL = ("reported", "connections", "openings")
-"""Sets that packets fill."""
-
 
 class Docker(http.client.HTTPConnection):
     """Docker's own socket."""
@@ -132,38 +129,12 @@ def uids_of_processes() -> list[int]:
     return sorted({path.stat().st_uid for path in Path("/proc").glob("[0-9]*") if path.exists()})
 
 
-def rules(listing: str) -> list[Any]:
-    """A table as nft lists it, without what changes by itself: handles, counters, what packets put into sets."""
-    found = []
-    for entry in json.loads(listing)["nftables"]:
-        for kind, value in entry.items():
-            if kind != "metainfo":
-                if kind == "set" and value["name"] in FORGETFUL:
-                    value.pop("elem", None)
-                found.append([kind, plain(value)])
-    return sorted(found, key=json.dumps)
-
-
-def plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        found = {key: plain(item) for key, item in value.items() if key != "handle"}
-        if isinstance(found.get("counter"), dict):
-            found["counter"] = {}
-        if isinstance(found.get("elem"), list):
-            found["elem"].sort(key=json.dumps)
-        return found
-    return value
-
-
 def firewall(wanted: dict[str, str]) -> dict[str, Any]:
     """The table that is in force, and what the kernel makes of the one that is meant, in a namespace of its own."""
-    head = f"table {wanted['family']} {wanted['table']}"
-    show = ["nft", "--json", "list", *head.split()]
-    load = f"{head} {{\n{wanted['content']}\n}}\n"
-    meant = output("unshare", "--net", "sh", "-c", 'nft -f - && exec "$@"', "sh", *show, text=load)
-    return {"loaded": rules(output(*show)), "meant": rules(meant)}
+    load = f"table {wanted['family']} {wanted['table']} {{\n{wanted['content']}\n}}\n"
+    show = wanted["listing"]
+    meant = output("unshare", "--net", "sh", "-c", f"nft -f - || exit\n{show}", text=load)
+    return {"loaded": output("sh", "-c", show).splitlines(), "meant": meant.splitlines()}
 
 
 def units() -> dict[str, str]:

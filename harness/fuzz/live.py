@@ -286,7 +286,7 @@ class LiveHost:
 
 def look(machine: Machine, plan: Plan, directories: Sequence[str]) -> Facts:
     """All facts in one round trip."""
-    wanted: dict[str, Any] = {name: getattr(plan.nftables, name) for name in ("family", "table", "content")}
+    wanted: dict[str, Any] = {name: getattr(plan.nftables, name) for name in ("family", "table", "content", "listing")}
     wanted["directories"] = directories
     command = ["python3", "-I", "-S", "-c", FACTS.read_text()]
     done = machine.run(command, stdin=json.dumps(wanted).encode(), timeout=FACTS_TIMEOUT).check()

@@ -85,10 +85,12 @@ def render(plan: dict[str, Any]) -> Files:
         "tmpfiles.conf": (0o600, tmpfiles(plan)),
         "daemon.json": (0o644, json.dumps(plan["docker"]["settings"], indent=1, sort_keys=True) + "\n"),
         f"units/{plan['slice']['name']}": (0o644, slice_unit(plan)),
-        "units/nftables.service": (0o644, firewall_unit(plan)),
+        "note-table": (0o600, plan["nftables"]["note"]),
+        "guard-table": (0o600, plan["nftables"]["guard"]),
+        "units/nftables.service": (0o644, FIREWALL_UNIT),
         "units/tentaflake-secrets.service": (0o644, SECRETS_UNIT),
         "units/tentaflake-routing.service": (0o644, routing_unit(plan)),
-        "units/tentaflake-guard.service": (0o644, guard_unit(plan)),
+        "units/tentaflake-guard.service": (0o644, GUARD_UNIT),
         "units/tentaflake-guard.timer": (0o644, guard_timer(plan)),
         "units/tentaflake.target": (0o644, target_unit(plan)),
         **host_units(plan),
@@ -132,19 +134,9 @@ HOST_UNITS = (
     "tentaflake-secrets.service",
     "docker.service",
 )
-LOADED = "/run/tentaflake-table"
-"""The table's rules as the kernel lists them after loading; what the guard compares with."""
 
 
-def rules_listing(plan: dict[str, Any]) -> str:
-    """A command that lists the table's rules, without counters and without the elements of sets."""
-    return f"nft --stateless --terse list table {plan['nftables']['family']} {plan['nftables']['table']}"
-
-
-def firewall_unit(plan: dict[str, Any]) -> str:
-    load = f"/usr/sbin/nft -f {CURRENT}/nftables.nft"
-    note = f'/bin/sh -c "umask 077; {rules_listing(plan)} > {LOADED}"'
-    return f"""[Unit]
+FIREWALL_UNIT = f"""[Unit]
 # In place of Debian's own, which flushes Docker's rules too when it stops; NixOS' has the same name.
 Description=Firewall of the agents (table inet tentaflake)
 DefaultDependencies=no
@@ -155,10 +147,10 @@ Wants=network-pre.target
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart={load}
-ExecStart={note}
-ExecReload={load}
-ExecReload={note}
+ExecStart=/usr/sbin/nft -f {CURRENT}/nftables.nft
+ExecStart=/bin/sh {CURRENT}/note-table
+ExecReload=/usr/sbin/nft -f {CURRENT}/nftables.nft
+ExecReload=/bin/sh {CURRENT}/note-table
 """
 
 
@@ -217,20 +209,14 @@ def routing_unit(plan: dict[str, Any]) -> str:
     )
 
 
-def guard_unit(plan: dict[str, Any]) -> str:
-    """Loads the table again when somebody has removed or changed it (docs/firewall.md)."""
-    script = (
-        f"{rules_listing(plan)} 2> /dev/null | cmp -s - {LOADED} || "
-        "{ echo 'the rules are not those that were loaded: loading them again' >&2; "
-        "systemctl reload-or-restart nftables.service; }"
-    )
-    return f"""[Unit]
+# Loads the table again when somebody has removed or changed it (docs/firewall.md).
+GUARD_UNIT = f"""[Unit]
 Description=Is the firewall of the agents still there?
 After=nftables.service
 
 [Service]
 Type=oneshot
-ExecStart=/bin/sh -c "{script}"
+ExecStart=/bin/sh {CURRENT}/guard-table
 """
 
 

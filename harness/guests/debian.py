@@ -54,7 +54,7 @@ PYTHONPATH=/usr/lib/tentaflake/auditd exec python3 -m hermes_auditd.cli "$@"
 PACKAGES = """
     systemd systemd-sysv udev dbus kmod procps util-linux iproute2 iputils-ping ca-certificates
     linux-image-cloud-amd64 initramfs-tools zstd
-    docker.io docker-cli crun iptables nftables quota openssh-server age busybox-static
+    docker.io docker-cli crun iptables nftables jq quota openssh-server age busybox-static
     python3
     nmap python3-scapy wireguard-tools dnsmasq-base
 """.split()

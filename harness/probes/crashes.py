@@ -11,6 +11,7 @@ from harness.contract import ClaimBroken
 from harness.errors import HarnessError
 from harness.pace import stretch
 from harness.policy import Agent
+from harness.probes.rules import rules_listing
 
 BACK_TIMEOUT = 600.0
 """Seconds in which what was killed is back: ten times what Docker takes under TCG to bring back three agents."""
@@ -43,9 +44,8 @@ class Crash(msgspec.Struct, frozen=True):
     after: Seen
 
 
-# The table, Docker's own rules, and the routing rules, each line for itself: Docker may write its own in another order.
-RULES = """
-nft --stateless --terse list table inet tentaflake
+# Docker's own rules, and the routing rules, each line for itself: Docker may write its own in another order.
+OTHER_RULES = """
 iptables-save | grep '^-A'
 ip6tables-save | grep '^-A'
 ip -4 rule
@@ -54,7 +54,7 @@ ip -6 rule"""
 
 def look(host: Host, agents: Mapping[str, Agent]) -> Seen:
     """Who runs, and which rules are in force."""
-    rules = host.check_output("sh -c %s", RULES).splitlines()
+    rules = host.check_output("sh -c %s", rules_listing() + OTHER_RULES).splitlines()
     return Seen(who_runs(host, agents), sorted(line.strip() for line in rules if line.strip()))
 
 

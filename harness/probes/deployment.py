@@ -13,6 +13,7 @@ from harness.errors import HarnessError
 from harness.guests.debian import SWITCH_TIMEOUT
 from harness.policy import Agent, Plan, evaluate_specs, host_of, specs_of
 from harness.probes.attempts import Attacker, Attempt, quote
+from harness.probes.rules import rules_listing
 from harness.probes.stage import HOST, Target
 from harness.probes.ways import find_ways
 from harness.vm.machine import Machine
@@ -46,17 +47,11 @@ for each in get("/containers/json?all=1"):
         flat("container" + found["Name"], found[what])
     print("container" + found["Name"], "command", found["Path"], found["Args"], found["State"]["Running"])
 """
-# Without the sets that packets fill.
-STATIC = r"""
-/^\tset / { block = ""; inside = 1; dynamic = 0 }
-inside { block = block $0 "\n"; if (/flags dynamic/) dynamic = 1 }
-inside && /^\t}/ { if (!dynamic) print block; inside = 0; next }
-!inside"""
 # Nothing here says when something was started, nor as which process.
 QUESTIONS = {
     "users": "getent passwd | grep ^hermes-",
     "groups": "getent group | grep ^hermes-",
-    "table": f"nft --stateless list table inet tentaflake | awk '{STATIC}'",
+    "table": "list_rules",
     # Docker makes its chain for an administrator's rules, which we leave empty, when it makes a network, not at boot.
     "Docker's rules": "for family in ip ip6; do ${family}tables-save | grep -v DOCKER-USER | "
     "awk -v family=$family '/^\\*/ { table = $1 } /^-A/ { print family, table, $0 }'; done",
@@ -86,7 +81,8 @@ done"""
 def take_snapshot(host: Host) -> Snapshot:
     """All of the host that follows from its plan, but for the state of agents."""
     lines = [f"echo {quote(HEAD + name)}; ( {question} ) 2> /dev/null" for name, question in QUESTIONS.items()]
-    text = host.check_output("sh -c %s", "\n".join([*lines, "true"]))
+    lists = f"list_rules() {{\n{rules_listing()}}}"
+    text = host.check_output("sh -c %s", "\n".join([lists, *lines, "true"]))
     found: Snapshot = {}
     for part in text.split(HEAD)[1:]:
         name, _, said = part.partition("\n")

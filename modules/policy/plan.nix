@@ -20,6 +20,11 @@ let
   ];
   docker = [ "docker.service" ];
 
+  table = {
+    family = "inet";
+    table = "tentaflake";
+  };
+
   # Docker's daemon.json, for Docker 26.1 on.
   dockerSettings = {
     # Images keep their registry digest when they are loaded from a file, so that C5 can be checked offline.
@@ -200,9 +205,7 @@ in
     ) sorted
   );
   agents = byName;
-  nftables = {
-    family = "inet";
-    table = "tentaflake";
+  nftables = import ./guard.nix table // {
     content = import ./firewall.nix {
       inherit host speechPort;
       agents = sorted;

@@ -19,10 +19,10 @@ from harness.probes.attempts import order
 from harness.probes.crashes import Crash
 from harness.probes.lifetime import REMOVE_TABLES, STOP_GUARD, TABLE_PATH, Boot, give_routes
 from harness.probes.programs import Answers, start_inside, wait_until
+from harness.probes.rules import rules_listing
 from harness.vm.machine import Machine
 
 claim = pytest.mark.claim
-LIST = "nft --stateless --terse list table inet tentaflake"
 LOAD = f"nft -f {TABLE_PATH}"
 TABLE_UNIT = "nftables.service"
 GUARD = "systemctl start tentaflake-guard.service"
@@ -83,13 +83,13 @@ def test_the_table_outlives_a_restart_of_docker(crashes: Mapping[str, Crash]) ->
 def test_a_broken_file_changes_nothing(machine: Machine) -> None:
     """Not even what is right in it; the control is the same file without its last line."""
     host = machine.host
-    before = host.check_output(LIST)
+    before = host.check_output("sh -c %s", rules_listing())
     changed = f"cp {TABLE_PATH} /run/new.nft && echo 'add chain inet tentaflake added' >> /run/new.nft"
     host.check_output(f"{STOP_GUARD} && {changed} && (cat /run/new.nft; echo broken) > /run/broken.nft")
     assert host.run("nft -f /run/broken.nft").rc != 0
-    assert host.check_output(LIST) == before
+    assert host.check_output("sh -c %s", rules_listing()) == before
     host.check_output("nft -f /run/new.nft")
-    assert host.check_output(LIST) != before
+    assert host.check_output("sh -c %s", rules_listing()) != before
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ let
   names = [
     "coreutils"
     "crun"
-    "diffutils"
     "docker"
     "findutils"
     "iproute2"
+    "jq"
     "linuxquota"
     "nftables"
     "python3"
