@@ -74,6 +74,9 @@ CacheOption = Annotated[
     Path, typer.Option("--cache", envvar="TENTAFLAKE_CACHE", help="Where images and templates are kept.")
 ]
 GuestOption = Annotated[str, typer.Option("--guest", envvar="TENTAFLAKE_GUEST", help="How a plan becomes a machine.")]
+SuiteOption = Annotated[
+    str, typer.Option("--suite", envvar="TENTAFLAKE_SUITE", help="Which Debian the debian guest is: trixie or forky.")
+]
 AccelOption = Annotated[str, typer.Option("--accel", envvar="TENTAFLAKE_ACCEL", help="auto, kvm or tcg.")]
 ShardOption = Annotated[
     str | None,
@@ -154,6 +157,7 @@ def verify(
     shard: ShardOption = None,
     durations: DurationsOption = COMMITTED,
     guest: GuestOption = DEFAULTS.guest,
+    suite: SuiteOption = DEFAULTS.suite,
     accel: AccelOption = DEFAULTS.accel,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
@@ -167,8 +171,8 @@ def verify(
     for target in (json_file, html):
         check_place(target)
     part = parse_shard(shard)
-    read_durations(durations, guest)
-    lab = Lab(settings(guest=guest, accel=accel, cache=cache))
+    lab = Lab(settings(guest=guest, suite=suite, accel=accel, cache=cache))
+    read_durations(durations, lab.settings.label)
     plan = read_plan(agents, flake)
     attack = Attack(lab, plan, agents, flake, claim or (), hijack, fresh, workers, part, durations)
     Console(stderr=True, highlight=False, emoji=False).print(attack.describe(), markup=False, soft_wrap=True)
@@ -251,6 +255,7 @@ def mutate(
     shard: ShardOption = None,
     durations: DurationsOption = COMMITTED,
     guest: GuestOption = DEFAULTS.guest,
+    suite: SuiteOption = DEFAULTS.suite,
     accel: AccelOption = DEFAULTS.accel,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
@@ -267,16 +272,19 @@ def mutate(
         find_claim(each)
     named = [find_mutant(each) for each in mutant or []]
     part = parse_shard(shard)
+    machines = settings(guest=guest, suite=suite, accel=accel, cache=cache)
     chosen = take_part(
-        named + (mutants_of(claim or []) if claim or not named else []), part, read_durations(durations, guest)
+        named + (mutants_of(claim or []) if claim or not named else []),
+        part,
+        read_durations(durations, machines.label),
     )
     console = Console(highlight=False, emoji=False, stderr=str(json_file) == "-")
     if listing:
         console.print(list_table(chosen))
         return
     check_place(json_file)
-    lab = Lab(settings(guest=guest, accel=accel, cache=cache))
-    options = [f"--vm-guest={guest}", f"--vm-accel={accel}", f"--vm-cache={cache}"]
+    lab = Lab(machines)
+    options = [f"--vm-guest={guest}", f"--vm-suite={suite}", f"--vm-accel={accel}", f"--vm-cache={cache}"]
     hunt = hunt_mutants(lab, chosen, options, workers, lambda: read_plan(None, None), part)
     print_hunt(console, hunt, MUTANTS)
     write_json(json_file, hunt)
@@ -338,10 +346,11 @@ def _rule(rule: Any) -> str:
 def image_show(
     as_json: Annotated[bool, typer.Option("--json", help="The manifest as JSON.")] = False,
     guest: GuestOption = DEFAULTS.guest,
+    suite: SuiteOption = DEFAULTS.suite,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
     """What the machines boot: the packages' versions, the container images. Builds it if need be."""
-    lab = Lab(settings(guest=guest, cache=cache))
+    lab = Lab(settings(guest=guest, suite=suite, cache=cache))
     manifest, hermes = lab.image.manifest, lab.find_hermes()
     if as_json:
         print(json.dumps(manifest | {"hermes": hermes and hermes.manifest}, indent=1, sort_keys=True))
@@ -362,10 +371,13 @@ def image_show(
 
 @image_app.command("build")
 def image_build(
-    guest: GuestOption = DEFAULTS.guest, accel: AccelOption = DEFAULTS.accel, cache: CacheOption = DEFAULTS.cache
+    guest: GuestOption = DEFAULTS.guest,
+    suite: SuiteOption = DEFAULTS.suite,
+    accel: AccelOption = DEFAULTS.accel,
+    cache: CacheOption = DEFAULTS.cache,
 ) -> None:
     """Make everything that a run needs: the image, the booted template, the activated one."""
-    lab = Lab(settings(guest=guest, accel=accel, cache=cache))
+    lab = Lab(settings(guest=guest, suite=suite, accel=accel, cache=cache))
     template = lab.activated(lab.adapt(read_plan(None, None)))
     print(f"ready: image {lab.image.key}, template {template.key}, under {lab.accelerator.accelerator.upper()}")
 
@@ -463,6 +475,7 @@ def shell(
     agents: AgentsOption = None,
     flake: FlakeOption = None,
     guest: GuestOption = DEFAULTS.guest,
+    suite: SuiteOption = DEFAULTS.suite,
     accel: AccelOption = DEFAULTS.accel,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
@@ -470,7 +483,7 @@ def shell(
 
     Meanwhile `harness switch`, `rollback`, `generations` and `purge` in another terminal are about this machine.
     """
-    lab = Lab(settings(guest=guest, accel=accel, cache=cache))
+    lab = Lab(settings(guest=guest, suite=suite, accel=accel, cache=cache))
     with lab.machine(lab.adapt(read_plan(agents, flake))) as machine:
         deploy.publish_way_in(machine)
         if command:
@@ -510,6 +523,7 @@ def switch(
     root: RootOption = None,
     as_json: GenerationsJsonOption = False,
     guest: GuestOption = DEFAULTS.guest,
+    suite: SuiteOption = DEFAULTS.suite,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
     """Switch a running host to a plan, or to these agents; those that do not change run on.
@@ -519,7 +533,7 @@ def switch(
     docs/deployment.md.
     """
     plan, home = read_subject(plan_file, agents, flake)
-    lab = Lab(settings(guest=guest, cache=cache))
+    lab = Lab(settings(guest=guest, suite=suite, cache=cache))
     remote = deploy.find_remote(to, lab.cache)
     if remote.is_machine:
         plan = lab.adapt(plan)
@@ -728,18 +742,19 @@ def show_durations(
     write: Annotated[bool, typer.Option("--write", help="Write them, for shards.")] = False,
     target: Annotated[Path, typer.Argument(help="Where to.", metavar="FILE")] = COMMITTED,
     guest: GuestOption = DEFAULTS.guest,
+    suite: SuiteOption = DEFAULTS.suite,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
     """Print what tests and shared fixtures took here the last time, the longest first.
 
     --write makes the file of them by which shards are balanced: commit it, so that all shards have the same.
     """
-    lab = Lab(settings(guest=guest, cache=cache))
+    lab = Lab(settings(guest=guest, suite=suite, cache=cache))
     if write:
         check_place(target)
         print(f"{target}: {commit_durations(lab.cache, target)} tests")
         return
-    known = read_recorded(lab.cache, guest)
+    known = read_recorded(lab.cache, lab.settings.label)
     for kind in ("runs", "fixtures", "mutants", "tests"):
         for name, seconds in sorted(getattr(known, kind).items(), key=lambda item: -item[1]):
             print(f"{seconds:8.1f} s  {kind.removesuffix('s'):8}{name}")

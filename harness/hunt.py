@@ -84,7 +84,7 @@ def hunt_mutants(
     """
     started = time.monotonic()
     plan = evaluate()
-    known = read_recorded(lab.cache, lab.settings.guest).mutants
+    known = read_recorded(lab.cache, lab.settings.label).mutants
     expected = {each.id: known.get(each.id, UNKNOWN) for each in mutants}
     announce(plan, expected, workers)
     lab.activated(lab.adapt(plan))
@@ -96,7 +96,7 @@ def hunt_mutants(
             tally.add(verdict)
     with suppress(CacheUnusable):
         seconds = {verdict.id: verdict.seconds for verdict in tally.done if verdict.outcome != "untried"}
-        record_durations(lab.cache, lab.settings.guest, Durations(mutants=seconds))
+        record_durations(lab.cache, lab.settings.label, Durations(mutants=seconds))
     if (now := evaluate().digest) != plan.digest:
         raise HarnessError(
             f"the agents have changed during the run: plan {plan.digest[:12]} became {now[:12]}",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from harness.cache import Cache, default_root
 from harness.errors import HarnessError
 from harness.guests import Guest, canaries, hermes_image, peers
+from harness.guests.bootstrap import STABLE, SUITES, Suite
 from harness.guests.debian import DebianGuest
 from harness.guests.hermes_image import HermesImage
 from harness.guests.nixos import NixosGuest
@@ -25,7 +26,7 @@ from harness.vm.qemu import Hardware
 from harness.vm.template import BOOT_TIMEOUT, Template, cold_template, derived_template, fork_together
 
 PROBES = Path(__file__).parent / "probes"
-GUESTS: dict[str, type[Guest]] = {"debian": DebianGuest, "nixos": NixosGuest}
+GUESTS: dict[str, Callable[[Suite], Guest]] = {"debian": DebianGuest, "nixos": NixosGuest}
 ContainerImage = Literal["probe", "hermes"]
 
 
@@ -33,10 +34,11 @@ ContainerImage = Literal["probe", "hermes"]
 class Settings:
     """What a user can choose about the machines; each has an option ``--vm-…`` and a variable ``TENTAFLAKE_…``.
 
-    ``memory`` is in MiB. ``kernel`` and ``initrd`` are booted in place of the guest's own.
+    ``memory`` is in MiB. ``kernel`` and ``initrd`` are booted in place of the guest's own. ``suite`` is a Debian's.
     """
 
     guest: str = "debian"
+    suite: str = STABLE.name
     accel: str = "auto"
     cpus: int = 2
     memory: int = 2048
@@ -46,6 +48,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_choice("guest", self.guest, tuple(GUESTS))
+        check_choice("suite", self.suite, tuple(SUITES))
+        if self.suite != STABLE.name and self.guest != "debian":
+            raise HarnessError(f"suite is {self.suite}, and the {self.guest} guest has none: it is the debian guest's")
         check_choice("accel", self.accel, CHOICES)
         if not 1 <= self.cpus <= 64:
             raise HarnessError(f"cpus is {self.cpus}: a machine has 1 to 64")
@@ -56,6 +61,14 @@ class Settings:
         for name, file in (("kernel", self.kernel), ("initrd", self.initrd)):
             if file and not file.is_file():
                 raise HarnessError(f"{name} is {file}: there is no such file", hint="name a file, as QEMU boots it")
+
+    def make_guest(self) -> Guest:
+        return GUESTS[self.guest](SUITES[self.suite])
+
+    @property
+    def label(self) -> str:
+        """Names the guest where another takes another time."""
+        return self.guest if self.suite == STABLE.name else f"{self.guest} {self.suite}"
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -69,7 +82,7 @@ class Lab:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.cache = Cache(settings.cache.expanduser().absolute())
-        self.guest: Guest = GUESTS[settings.guest]()
+        self.guest: Guest = settings.make_guest()
         self.cache.sweep_runs()
 
     @cached_property
@@ -232,12 +245,13 @@ class Lab:
 
 
 def settings(**chosen: Any) -> Settings:
-    """Settings as ``chosen``; the rest from ``TENTAFLAKE_GUEST``, ``_ACCEL``, ``_CPUS``, ``_MEMORY``, ``_CACHE``,
-    ``_KERNEL`` and ``_INITRD``."""
+    """Settings as ``chosen``; the rest from ``TENTAFLAKE_GUEST``, ``_SUITE``, ``_ACCEL``, ``_CPUS``, ``_MEMORY``,
+    ``_CACHE``, ``_KERNEL`` and ``_INITRD``."""
     default = Settings()
     get = os.environ.get
     found = {
         "guest": get("TENTAFLAKE_GUEST", default.guest),
+        "suite": get("TENTAFLAKE_SUITE", default.suite),
         "accel": get("TENTAFLAKE_ACCEL", default.accel),
         "cpus": _number("TENTAFLAKE_CPUS", default.cpus),
         "memory": _number("TENTAFLAKE_MEMORY", default.memory),

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.cache import Cache, default_root, key_of
 from harness.errors import HarnessError
-from harness.guests.bootstrap import SMALL, SUITE, bootstrap
+from harness.guests.bootstrap import SMALL, STABLE, bootstrap
 from harness.policy import REPOSITORY, PolicyError, run_nix
 
 EVALUATION = ["--eval", "--strict", "--json", "--store", "dummy://"]
@@ -91,9 +91,9 @@ def find_nix(cache: Cache, nixpkgs: Path) -> Nix:
     """A Nix that can evaluate all of this nixpkgs: this machine's, or where that is too old, Debian's in the cache."""
     if not missing_features(Nix(), nixpkgs):
         return Nix()
-    nix = Nix(cache.make("images", f"nix-{key_of(suite=SUITE, options=NIX_TREE)}", _unpack_nix))
+    nix = Nix(cache.make("images", f"nix-{key_of(suite=STABLE.name, options=NIX_TREE)}", _unpack_nix))
     if missing := missing_features(nix, nixpkgs):
-        raise NoNixpkgs(f"Nix of Debian {SUITE} is too old for {nixpkgs}, which asks for: {missing}")
+        raise NoNixpkgs(f"Nix of Debian {STABLE.name} is too old for {nixpkgs}, which asks for: {missing}")
     return nix
 
 

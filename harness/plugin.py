@@ -37,6 +37,7 @@ from harness.contract import ClaimBroken, ControlFailed, Inapplicable, find_clai
 from harness.deploy import read_plan, way_into
 from harness.durations import COMMITTED, Durations, read_durations, read_recorded
 from harness.errors import HarnessError
+from harness.guests.bootstrap import STABLE, SUITES
 from harness.guests.peers import STATIONS, Network, Peer
 from harness.lab import GUESTS, Lab, Settings, check_choice
 from harness.mutants import find_mutant
@@ -66,6 +67,7 @@ KEEP = ("never", "on-failure", "always")
 OPTIONS: dict[str, tuple[str, Any, str]] = {
     # name: (metavar, default, help)
     "guest": ("|".join(GUESTS), "debian", "how a plan becomes a machine"),
+    "suite": ("|".join(SUITES), STABLE.name, "which Debian the debian guest is"),
     "accel": ("|".join(CHOICES), "auto", "QEMU's accelerator; auto tries KVM with a tiny guest"),
     "cpus": ("N", 2, "virtual CPUs of a machine"),
     "memory": ("MIB", 2048, "memory of a machine in MiB"),
@@ -143,7 +145,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _watch_durations(config: pytest.Config) -> None:
     """Order by what tests took before, and record what they take; those of a broken host, or of another tree, do not
     count."""
-    cache, guest = Cache(config.stash[SETTINGS].cache.expanduser().absolute()), config.stash[SETTINGS].guest
+    cache, guest = Cache(config.stash[SETTINGS].cache.expanduser().absolute()), config.stash[SETTINGS].label
     workers = config.getoption("numprocesses", None) or 0
     recorded = read_recorded(cache, guest)
     if hasattr(config, "workerinput"):
@@ -185,13 +187,14 @@ def _check_options(config: pytest.Config) -> Settings:
                 raise HarnessError("--vm-mutant and --vm-flake exclude each other: a mutant has another policy")
         settings = Settings(
             guest=config.getoption("vm_guest"),
+            suite=config.getoption("vm_suite"),
             accel=config.getoption("vm_accel"),
             cpus=_number(config, "cpus"),
             memory=_number(config, "memory"),
             cache=Path(config.getoption("vm_cache")),
             **{name: Path(file) for name in ("kernel", "initrd") if (file := config.getoption(f"vm_{name}"))},
         )
-        _read_files(config, settings.guest)
+        _read_files(config, settings.label)
         return settings
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
@@ -217,14 +220,14 @@ def _number(config: pytest.Config, name: str) -> int:
 
 def pytest_report_header(config: pytest.Config) -> str:
     settings = config.stash[SETTINGS]
-    reason = GUESTS[settings.guest]().obstacle()
-    obstacle = f"\nvm: no test has a machine: there is no {settings.guest} guest here: {reason}" if reason else ""
+    reason = settings.make_guest().obstacle()
+    obstacle = f"\nvm: no test has a machine: there is no {settings.label} guest here: {reason}" if reason else ""
     subject = config.getoption("vm_flake") or config.getoption("vm_agents") or "agents.nix"
     if given := config.stash.get(GIVEN, None):
         subject = f"{subject} as in {config.getoption('vm_plan')} ({given.digest[:12]})"
     shard = f", shard {config.stash[SHARD]}" if config.stash[SHARD] else ""
     return (
-        f"vm: guest {settings.guest}, accel {settings.accel}, {settings.cpus} cpus, {settings.memory} MiB, "
+        f"vm: guest {settings.label}, accel {settings.accel}, {settings.cpus} cpus, {settings.memory} MiB, "
         f"agents {subject}, cache {settings.cache}{shard}{obstacle}\n"
         f"pace: deadlines are {describe_pace()}"
     )

@@ -48,7 +48,7 @@ class Attack:
     def describe(self) -> str:
         """What begins now, and how long it took the last time, in one line."""
         count = len(self.plan.agents)
-        known = read_recorded(self.lab.cache, self.lab.settings.guest).runs
+        known = read_recorded(self.lab.cache, self.lab.settings.label).runs
         took = " and ".join(
             f"{name} {describe_seconds(known[name])}" for name in ("prepare", "attack") if name in known
         )
@@ -74,7 +74,7 @@ class Attack:
         timings = {"prepare": prepared - started, "attack": now - prepared, "total": now - started}
         if self.is_whole and code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             with suppress(CacheUnusable):
-                guest = self.lab.settings.guest
+                guest = self.lab.settings.label
                 record_durations(self.lab.cache, guest, Durations(runs={name: timings[name] for name in timings}))
         return self.judge(collector, timings, began), code
 
@@ -92,6 +92,7 @@ class Attack:
         settings = self.lab.settings
         options = {
             "guest": settings.guest,
+            "suite": settings.suite,
             "accel": settings.accel,
             "cache": settings.cache,
             "kernel": settings.kernel,
@@ -121,7 +122,7 @@ class Attack:
             claims=collector.claims(),
             matrix=collector.cells,
             timings=timings,
-            guest=lab.settings.guest,
+            guest=lab.settings.label,
             accelerator={"accelerator": lab.accelerator.accelerator, "reason": lab.accelerator.reason},
             plan=self.plan.digest,
             host=self.plan.host.name,

@@ -6,16 +6,35 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.progress import step
 
-SUITE = "trixie"
-PYTHON = "3.13"
-"""The suite's own."""
-GLIBC = 41
-"""The suite's glibc is 2.41: every wheel for that or an older one will do."""
+
+@dataclass(frozen=True)
+class Suite:
+    """A release of Debian: its Python, and N where its glibc is 2.N (every wheel for that or an older one will do).
+
+    ``apt`` are settings that its mirrors need.
+    """
+
+    name: str
+    python: str
+    glibc: int
+    apt: tuple[str, ...] = ()
+
+
+STABLE = Suite("trixie", "3.13", 41)
+SUITES = {
+    suite.name: suite
+    for suite in (
+        STABLE,
+        # The next one, which changes daily: a mirror may be some days behind.
+        Suite("forky", "3.14", 43, ('Acquire::Check-Valid-Until "false"',)),
+    )
+}
 SMALL = [
     '--aptopt=APT::Install-Recommends "false";',
     *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man", "info")),
@@ -23,8 +42,8 @@ SMALL = [
 """Options that leave out what only a person at a terminal would miss."""
 
 
-def debian_sources() -> str:
-    """apt sources for the suite, from the mirrors that this machine's apt is set up with.
+def debian_sources(suite: Suite) -> str:
+    """apt sources for a suite, from the mirrors that this machine's apt is set up with.
 
     Empty where apt knows no Debian mirror (Ubuntu, say): mmdebstrap then uses its own default.
     """
@@ -41,9 +60,9 @@ def debian_sources() -> str:
             mirrors.setdefault(label, uri)
     if "Debian" not in mirrors:
         return ""
-    lines = [f"deb {mirrors['Debian']} {suite} main" for suite in (SUITE, f"{SUITE}-updates")]
+    lines = [f"deb {mirrors['Debian']} {name} main" for name in (suite.name, f"{suite.name}-updates")]
     if "Debian-Security" in mirrors:
-        lines.append(f"deb {mirrors['Debian-Security']} {SUITE}-security main")
+        lines.append(f"deb {mirrors['Debian-Security']} {suite.name}-security main")
     return "\n".join(lines) + "\n"
 
 
@@ -54,13 +73,19 @@ def apt_options() -> list[str]:
     return [line for line in dump.splitlines() if wanted.match(line) and not line.endswith('"";')]
 
 
-def bootstrap(title: str, options: Sequence[str], target: Path, environment: Mapping[str, str] | None = None) -> None:
+def bootstrap(
+    title: str,
+    options: Sequence[str],
+    target: Path,
+    environment: Mapping[str, str] | None = None,
+    suite: Suite = STABLE,
+) -> None:
     """Have mmdebstrap make ``target``; raises ``HarnessError`` with what it said last."""
     if shutil.which("mmdebstrap") is None:
         raise HarnessError("mmdebstrap is not installed", hint="run ci/setup, or install mmdebstrap")
-    sources = debian_sources()
-    command = ["mmdebstrap", *options, *(f"--aptopt={option}" for option in apt_options())]
-    command += [SUITE, str(target), *(["-"] if sources else [])]
+    sources = debian_sources(suite)
+    command = ["mmdebstrap", *options, *(f"--aptopt={option}" for option in (*apt_options(), *suite.apt))]
+    command += [suite.name, str(target), *(["-"] if sources else [])]
     said: list[str] = []
     with (
         step(title) as progress,
@@ -92,16 +117,16 @@ def installed(status: str) -> dict[str, str]:
     return dict(pairs)
 
 
-def install_requirements(directory: Path, requirements: Path) -> None:
-    """Unpack the wheels that a file pins, with hashes, for the suite's Python.
+def install_requirements(directory: Path, requirements: Path, suite: Suite = STABLE) -> None:
+    """Unpack the wheels that a file pins, with hashes, for a suite's Python.
 
     Nothing of them is run. pip is called as this machine has it set up (index, proxy, certificates).
     """
-    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(GLIBC, 4, -1)] + ["manylinux2014_x86_64"]
+    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(suite.glibc, 4, -1)] + ["manylinux2014_x86_64"]
     command = [
         *(sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "install", "--quiet"),
         *("--target", str(directory), "--no-deps", "--no-compile", "--require-hashes", "--only-binary=:all:"),
-        *("--implementation", "cp", "--python-version", PYTHON),
+        *("--implementation", "cp", "--python-version", suite.python),
         *(f"--platform={platform}" for platform in platforms),
         *("--requirement", str(requirements)),
     ]

@@ -21,7 +21,7 @@ from harness.cache import Cache, key_of
 from harness.errors import HarnessError
 from harness.guests import oci, probe_image, speech
 from harness.guests.addresses import HOST, INTERNET, RESOLVERS
-from harness.guests.bootstrap import SMALL, SUITE, bootstrap, installed
+from harness.guests.bootstrap import SMALL, STABLE, Suite, bootstrap, installed
 from harness.guests.canaries import canaries
 from harness.policy import Plan, substitute_image
 from harness.progress import step
@@ -173,15 +173,18 @@ COMMAND_LINE = (
 
 
 class DebianGuest:
-    """Debian stable with an activation program: the guest that runs wherever Debian packages can be had."""
+    """Debian with an activation program: the guest that runs wherever Debian packages can be had."""
 
     name = "debian"
+
+    def __init__(self, suite: Suite = STABLE) -> None:
+        self.suite = suite
 
     def key(self) -> str:
         content = {path: (mode, _content(source)) for path, (mode, source) in CONTENT.items()}
         generators = MASKED_GENERATORS
         return key_of(
-            root=_root_key(),
+            root=_root_key(self.suite),
             disk=DISK_SIZE,
             content=content,
             generators=generators,
@@ -191,7 +194,7 @@ class DebianGuest:
         )
 
     def build(self, cache: Cache) -> Image:
-        directory = cache.make("images", self.key(), lambda directory: _make_image(cache, directory))
+        directory = cache.make("images", self.key(), lambda directory: _make_image(cache, directory, self.suite))
         manifest = json.loads((directory / "manifest.json").read_text())
         return Image(
             key=f"{self.key()}-{manifest['build']}",
@@ -301,24 +304,25 @@ def _mmdebstrap_options() -> list[str]:
     ]
 
 
-def _root_key() -> str:
-    return key_of(suite=SUITE, options=_mmdebstrap_options(), speech=speech.root_key())
+def _root_key(suite: Suite) -> str:
+    return key_of(suite=suite.name, options=_mmdebstrap_options(), speech=speech.root_key())
 
 
-def _make_root(directory: Path) -> None:
+def _make_root(directory: Path, suite: Suite) -> None:
     """Fill ``directory`` with root.tar: the packages, configured."""
     wheels = directory / "wheels"
-    speech.install_wheels(wheels)
+    speech.install_wheels(wheels, suite)
     hooks = [f"--customize-hook={hook}" for hook in speech.root_hooks(wheels)]
-    bootstrap("building the Debian guest: packages", [*_mmdebstrap_options(), *hooks], directory / "root.tar")
+    options = [*_mmdebstrap_options(), *hooks]
+    bootstrap("building the Debian guest: packages", options, directory / "root.tar", suite=suite)
     shutil.rmtree(wheels)
 
 
-def _make_image(cache: Cache, directory: Path) -> None:
+def _make_image(cache: Cache, directory: Path, suite: Suite) -> None:
     """Fill ``directory`` with disk.raw, vmlinuz, initrd, busybox and manifest.json."""
     if shutil.which("mke2fs") is None:
         raise HarnessError("mke2fs is not installed", hint="run ci/setup, or install e2fsprogs")
-    root = cache.make("roots", _root_key(), _make_root) / "root.tar"
+    root = cache.make("roots", _root_key(suite), lambda directory: _make_root(directory, suite)) / "root.tar"
     with step("building the Debian guest: disk"):
         with tarfile.open(root) as tar:
             fixed = (r"boot/vmlinuz-.+", r"usr/bin/busybox", r"var/lib/dpkg/status")
@@ -334,7 +338,7 @@ def _make_image(cache: Cache, directory: Path) -> None:
         "guest": "debian",
         # Two builds of one recipe differ (package versions, file system UUIDs); templates are of this one.
         "build": secrets.token_hex(8),
-        "suite": SUITE,
+        "suite": suite.name,
         "packages": installed(status.decode()),
         "images": {"probe": images.probe, "decoy": images.decoy},
     }

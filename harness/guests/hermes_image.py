@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from harness.cache import Cache, file_digest, key_of
 from harness.guests import bootstrap, oci
-from harness.guests.bootstrap import PYTHON, SMALL, SUITE, install_requirements, installed
+from harness.guests.bootstrap import SMALL, STABLE, install_requirements, installed
 from harness.progress import step
 
 # .invalid never resolves (RFC 2606): it cannot be pulled by mistake.
@@ -53,7 +53,7 @@ LEFT_OUT = re.compile(
     r"|var/lib/dpkg/(?!status$).+"
 )
 # Where bytecode is made anew. What Debian made goes by its source's time, which is no longer the same.
-COMPILED = ("usr/lib/python" + PYTHON, "usr/local/lib/python" + PYTHON)
+COMPILED = tuple(f"{place}/python{STABLE.python}" for place in ("usr/lib", "usr/local/lib"))
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class HermesImage:
 def key() -> str:
     """Of the recipe; two builds of it differ where the mirror's packages have changed in between."""
     sources = [Path(path).read_text() for path in (__file__, oci.__file__, bootstrap.__file__)]
-    return key_of(suite=SUITE, small=SMALL, requirements=REQUIREMENTS.read_text(), sources=sources)
+    return key_of(suite=STABLE.name, small=SMALL, requirements=REQUIREMENTS.read_text(), sources=sources)
 
 
 def build(cache: Cache) -> HermesImage:
@@ -104,7 +104,7 @@ def make(directory: Path) -> None:
         reference = write_archive(directory / "hermes.tar", layers)
     manifest = {
         "reference": reference,
-        "suite": SUITE,
+        "suite": STABLE.name,
         "packages": installed(status.decode()),
         "python": python,
         "bytes": {path.name.removesuffix(".layer"): path.stat().st_size for path in layers},
@@ -117,7 +117,7 @@ def make(directory: Path) -> None:
 
 def install_wheels(local: Path) -> dict[str, str]:
     """Fill ``local``, which becomes /usr/local; returns name to version."""
-    packages = local / "lib" / f"python{PYTHON}" / "dist-packages"
+    packages = local / "lib" / f"python{STABLE.python}" / "dist-packages"
     install_requirements(packages, REQUIREMENTS)
     # Programs that name this machine's Python, and pip's own notes, which name those programs.
     shutil.rmtree(packages / "bin")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import HarnessError
-from harness.guests.bootstrap import install_requirements
+from harness.guests.bootstrap import Suite, install_requirements
 from harness.progress import step
 
 MODULE = Path(__file__).resolve().parents[2] / "modules" / "tts"
@@ -30,10 +30,10 @@ def disk_key() -> list[str]:
     return [path.read_text() for path in [MODULE / "tone_voice.py", *sorted(MODULE.glob("tentaflake_tts/*.py"))]]
 
 
-def install_wheels(directory: Path) -> None:
+def install_wheels(directory: Path, suite: Suite) -> None:
     """Fill ``directory``, which becomes `WHEELS`."""
     with step("building the Debian guest: the speech server's Python packages"):
-        install_requirements(directory, REQUIREMENTS)
+        install_requirements(directory, REQUIREMENTS, suite)
 
 
 def root_hooks(wheels: Path) -> Sequence[str]:

@@ -45,7 +45,7 @@ def pytest_command(directory: Path, test: str, arguments: Sequence[str] = ()) ->
 
 def vm_options(settings: Settings) -> list[str]:
     """The options that give a child the same machines, from the same templates."""
-    names = ("guest", "accel", "cpus", "memory", "cache")
+    names = ("guest", "suite", "accel", "cpus", "memory", "cache")
     return [f"--vm-{name}={getattr(settings, name)}" for name in names]
 
 

@@ -13,6 +13,7 @@ TEST = "def test_nothing(): pass\n"
 USAGE_ERROR = int(pytest.ExitCode.USAGE_ERROR)
 OPTIONS = {
     "--vm-guest=nope": "guest is 'nope', which is none of: debian",
+    "--vm-suite=nope": "suite is 'nope', which is none of: trixie, forky",
     "--vm-accel=foo": "accel is 'foo', which is none of: auto, kvm, tcg",
     "--vm-keep=perhaps": "--vm-keep is 'perhaps', which is none of: never, on-failure, always",
     "--vm-cpus=x": "--vm-cpus is 'x': not a whole number",

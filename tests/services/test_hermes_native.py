@@ -17,7 +17,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.guests import hermes_image
-from harness.guests.bootstrap import PYTHON
+from harness.guests.bootstrap import STABLE
 from harness.guests.hermes_image import HermesImage
 from harness.lab import Lab
 from harness.plugin import REPOSITORY
@@ -247,7 +247,7 @@ def test_the_default_command_lives_until_it_is_told_to_stop(agent: Agent) -> Non
 
 def test_every_module_is_compiled(root: Path) -> None:
     """Or each start compiles it anew: the root is read-only."""
-    packages = root / "usr/local/lib" / f"python{PYTHON}" / "dist-packages"
+    packages = root / "usr/local/lib" / f"python{STABLE.python}" / "dist-packages"
     sources = list(packages.rglob("*.py"))
     missing = [path for path in sources if not (path.parent / "__pycache__" / f"{path.stem}.cpython-313.pyc").exists()]
     assert len(sources) > 3000 and missing == []

@@ -14,6 +14,7 @@ import pytest
 from harness.cache import Cache
 from harness.errors import HarnessError
 from harness.guests import nixos
+from harness.lab import Settings
 from harness.policy import Plan, evaluate_specs
 from harness.vm.machine import Machine
 from harness.vm.shell import Result
@@ -180,3 +181,9 @@ def test_tests_skip_with_the_reason_that_the_header_gives(install: Install, tmp_
     assert f"vm: no test has a machine: {reason}" in done.stdout
     assert f": {reason}" in done.stdout.partition("short test summary")[2]
     assert "1 passed, 1 skipped" in done.stdout
+
+
+def test_only_debian_has_suites() -> None:
+    assert Settings(suite="forky").label == "debian forky"
+    with pytest.raises(HarnessError, match="suite is forky, and the nixos guest has none"):
+        Settings(guest="nixos", suite="forky")
