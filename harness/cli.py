@@ -74,6 +74,14 @@ CacheOption = Annotated[
     Path, typer.Option("--cache", envvar="TENTAFLAKE_CACHE", help="Where images and templates are kept.")
 ]
 GuestOption = Annotated[str, typer.Option("--guest", envvar="TENTAFLAKE_GUEST", help="How a plan becomes a machine.")]
+PackagesOption = Annotated[
+    str,
+    typer.Option(
+        "--nixos-packages",
+        envvar="TENTAFLAKE_NIXOS_PACKAGES",
+        help="Whose packages the nixos guest has: nixpkgs', debian's, or auto (Debian's without a binary cache).",
+    ),
+]
 SuiteOption = Annotated[
     str, typer.Option("--suite", envvar="TENTAFLAKE_SUITE", help="Which Debian the debian guest is: trixie or forky.")
 ]
@@ -158,6 +166,7 @@ def verify(
     durations: DurationsOption = COMMITTED,
     guest: GuestOption = DEFAULTS.guest,
     suite: SuiteOption = DEFAULTS.suite,
+    nixos_packages: PackagesOption = DEFAULTS.nixos_packages,
     accel: AccelOption = DEFAULTS.accel,
     cache: CacheOption = DEFAULTS.cache,
 ) -> None:
@@ -171,7 +180,7 @@ def verify(
     for target in (json_file, html):
         check_place(target)
     part = parse_shard(shard)
-    lab = Lab(settings(guest=guest, suite=suite, accel=accel, cache=cache))
+    lab = Lab(settings(guest=guest, suite=suite, nixos_packages=nixos_packages, accel=accel, cache=cache))
     read_durations(durations, lab.settings.label)
     plan = read_plan(agents, flake)
     attack = Attack(lab, plan, agents, flake, claim or (), hijack, fresh, workers, part, durations)

@@ -12,10 +12,11 @@ from typing import Any, Literal
 from harness.cache import Cache, default_root
 from harness.errors import HarnessError
 from harness.guests import Guest, canaries, hermes_image, peers
-from harness.guests.bootstrap import STABLE, SUITES, Suite
+from harness.guests.bootstrap import STABLE, SUITES
 from harness.guests.debian import DebianGuest
 from harness.guests.hermes_image import HermesImage
-from harness.guests.nixos import NixosGuest
+from harness.guests.nixos import NixosGuest, find_obstacle
+from harness.guests.nixos_debian import DebianNixosGuest
 from harness.guests.peers import Network
 from harness.policy import Plan, evaluate_many
 from harness.vm.accelerator import CHOICES, Verdict, find_accelerator
@@ -26,7 +27,8 @@ from harness.vm.qemu import Hardware
 from harness.vm.template import BOOT_TIMEOUT, Template, cold_template, derived_template, fork_together
 
 PROBES = Path(__file__).parent / "probes"
-GUESTS: dict[str, Callable[[Suite], Guest]] = {"debian": DebianGuest, "nixos": NixosGuest}
+GUESTS = ("debian", "nixos")
+PACKAGES = ("auto", "nixpkgs", "debian")
 ContainerImage = Literal["probe", "hermes"]
 
 
@@ -39,6 +41,7 @@ class Settings:
 
     guest: str = "debian"
     suite: str = STABLE.name
+    nixos_packages: str = "auto"
     accel: str = "auto"
     cpus: int = 2
     memory: int = 2048
@@ -47,7 +50,8 @@ class Settings:
     initrd: Path | None = None
 
     def __post_init__(self) -> None:
-        check_choice("guest", self.guest, tuple(GUESTS))
+        check_choice("guest", self.guest, GUESTS)
+        check_choice("nixos-packages", self.nixos_packages, PACKAGES)
         check_choice("suite", self.suite, tuple(SUITES))
         if self.suite != STABLE.name and self.guest != "debian":
             raise HarnessError(f"suite is {self.suite}, and the {self.guest} guest has none: it is the debian guest's")
@@ -63,7 +67,11 @@ class Settings:
                 raise HarnessError(f"{name} is {file}: there is no such file", hint="name a file, as QEMU boots it")
 
     def make_guest(self) -> Guest:
-        return GUESTS[self.guest](SUITES[self.suite])
+        if self.guest == "debian":
+            return DebianGuest(SUITES[self.suite])
+        if self.nixos_packages == "nixpkgs" or (self.nixos_packages == "auto" and find_obstacle() is None):
+            return NixosGuest()
+        return DebianNixosGuest()
 
     @property
     def label(self) -> str:
@@ -252,6 +260,7 @@ def settings(**chosen: Any) -> Settings:
     found = {
         "guest": get("TENTAFLAKE_GUEST", default.guest),
         "suite": get("TENTAFLAKE_SUITE", default.suite),
+        "nixos_packages": get("TENTAFLAKE_NIXOS_PACKAGES", default.nixos_packages),
         "accel": get("TENTAFLAKE_ACCEL", default.accel),
         "cpus": _number("TENTAFLAKE_CPUS", default.cpus),
         "memory": _number("TENTAFLAKE_MEMORY", default.memory),

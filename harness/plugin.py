@@ -39,7 +39,7 @@ from harness.durations import COMMITTED, Durations, read_durations, read_recorde
 from harness.errors import HarnessError
 from harness.guests.bootstrap import STABLE, SUITES
 from harness.guests.peers import STATIONS, Network, Peer
-from harness.lab import GUESTS, Lab, Settings, check_choice
+from harness.lab import GUESTS, PACKAGES, Lab, Settings, check_choice
 from harness.mutants import find_mutant
 from harness.mutation import MutatedLab
 from harness.pace import describe_pace, measure_pace
@@ -68,6 +68,11 @@ OPTIONS: dict[str, tuple[str, Any, str]] = {
     # name: (metavar, default, help)
     "guest": ("|".join(GUESTS), "debian", "how a plan becomes a machine"),
     "suite": ("|".join(SUITES), STABLE.name, "which Debian the debian guest is"),
+    "nixos-packages": (
+        "|".join(PACKAGES),
+        "auto",
+        "whose packages the nixos guest has; auto: Debian's without a binary cache",
+    ),
     "accel": ("|".join(CHOICES), "auto", "QEMU's accelerator; auto tries KVM with a tiny guest"),
     "cpus": ("N", 2, "virtual CPUs of a machine"),
     "memory": ("MIB", 2048, "memory of a machine in MiB"),
@@ -91,7 +96,7 @@ OPTIONS: dict[str, tuple[str, Any, str]] = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vm", "virtual machines (each --vm-NAME also as TENTAFLAKE_NAME)")
     for name, (metavar, default, text) in OPTIONS.items():
-        value = os.environ.get(f"TENTAFLAKE_{name.upper()}", default)
+        value = os.environ.get(f"TENTAFLAKE_{name.upper().replace('-', '_')}", default)
         group.addoption(f"--vm-{name}", metavar=metavar, default=value, help=f"{text} (now: {value})")
     group.addoption(
         "--vm-records",
@@ -188,6 +193,7 @@ def _check_options(config: pytest.Config) -> Settings:
         settings = Settings(
             guest=config.getoption("vm_guest"),
             suite=config.getoption("vm_suite"),
+            nixos_packages=config.getoption("vm_nixos_packages"),
             accel=config.getoption("vm_accel"),
             cpus=_number(config, "cpus"),
             memory=_number(config, "memory"),

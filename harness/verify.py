@@ -93,6 +93,7 @@ class Attack:
         options = {
             "guest": settings.guest,
             "suite": settings.suite,
+            "nixos-packages": settings.nixos_packages,
             "accel": settings.accel,
             "cache": settings.cache,
             "kernel": settings.kernel,

@@ -165,17 +165,6 @@ let
       '';
     };
 
-  hasQuotas =
-    fileSystem:
-    lib.any (
-      option:
-      lib.elem option [
-        "quota"
-        "usrquota"
-      ]
-      || lib.hasPrefix "usrjquota=" option
-    ) fileSystem.options;
-
   mkService =
     agent:
     lib.nameValuePair agent.service.name {
@@ -234,11 +223,6 @@ in
           };
         };
       })
-    ];
-
-    # ext4 takes user quotas with a module that no initrd has by itself (it is asked for while / is mounted).
-    boot.initrd.kernelModules = lib.mkIf (lib.any hasQuotas (lib.attrValues config.fileSystems)) [
-      "quota_v2"
     ];
   };
 }

@@ -8,6 +8,17 @@
 let
   inherit (config.tentaflake) plan;
 
+  hasQuotas =
+    fileSystem:
+    lib.any (
+      option:
+      lib.elem option [
+        "quota"
+        "usrquota"
+      ]
+      || lib.hasPrefix "usrjquota=" option
+    ) fileSystem.options;
+
   # Agents' bridges, and the ends of their containers' wires, which Docker names.
   wires = [
     "h-*"
@@ -19,6 +30,11 @@ in
 
   config = {
     networking.hostName = lib.mkDefault plan.host.name;
+
+    # ext4 takes user quotas with a module that no initrd has by itself (the kernel asks for it while it mounts /).
+    boot.initrd.kernelModules = lib.mkIf (lib.any hasQuotas (lib.attrValues config.fileSystems)) [
+      "quota_v2"
+    ];
 
     virtualisation.docker = {
       enable = lib.mkDefault (plan.agents != { });

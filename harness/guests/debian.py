@@ -85,7 +85,7 @@ busybox mount -t devtmpfs none /dev
 for module in {modules}; do busybox insmod /$module.ko || :; done # another kernel may have them built in
 busybox mount -t ext4 -o rw,usrquota /dev/vda /root
 busybox mount --move /dev /root/dev
-exec /bin/busybox switch_root /root /sbin/init
+exec /bin/busybox switch_root /root {init}
 """
 PROBE_IMAGE = "usr/lib/tentaflake/probe.tar"
 ARCHIVE = "/var/tmp/image.tar.gz"
@@ -329,7 +329,8 @@ def _make_image(cache: Cache, directory: Path, suite: Suite) -> None:
             wanted = (*fixed, *map(_module_pattern, EARLY_MODULES))
             kernel, busybox, status, *modules = _extract(tar, wanted)
         (directory / "vmlinuz").write_bytes(kernel)
-        (directory / "initrd").write_bytes(_make_initramfs(busybox, [lzma.decompress(module) for module in modules]))
+        loaded = {name: lzma.decompress(module) for name, module in zip(EARLY_MODULES, modules, strict=True)}
+        (directory / "initrd").write_bytes(pack_initrd(busybox, loaded))
         (directory / "busybox").write_bytes(busybox)
         (directory / "busybox").chmod(0o755)
         images = probe_image.build(busybox, _applets(directory / "busybox"))
@@ -349,11 +350,14 @@ def _module_pattern(name: str) -> str:
     return rf"usr/lib/modules/.+/{name}\.ko\.xz"
 
 
-def _make_initramfs(busybox: bytes, modules: Sequence[bytes]) -> bytes:
-    """What mounts the disk and starts systemd. Debian's own starts a udev for it, and takes a sixth of a boot."""
-    files = [Entry(f"{name}.ko", FILE, module) for name, module in zip(EARLY_MODULES, modules, strict=True)]
+def pack_initrd(busybox: bytes, modules: Mapping[str, bytes], program: str = "/sbin/init") -> bytes:
+    """What loads the kernel's ``modules`` in their order, mounts the disk and starts ``program``.
+
+    Debian's own starts a udev for it, and takes a sixth of a boot.
+    """
+    files = [Entry(f"{name}.ko", FILE, module) for name, module in modules.items()]
     directories = [Entry(name, DIRECTORY) for name in ("bin", "dev", "root")]
-    init = Entry("init", PROGRAM, INIT.format(modules=" ".join(EARLY_MODULES)).encode())
+    init = Entry("init", PROGRAM, INIT.format(modules=" ".join(modules), init=program).encode())
     return pack_initramfs([*directories, Entry("bin/busybox", PROGRAM, busybox), init, *files])
 
 

@@ -5,13 +5,14 @@
   given ? null,
   tentaflake ? builtins.getFlake flake,
   wanted ? builtins.fromJSON (builtins.readFile given),
+  modules ? [ ],
 }:
 let
   inherit (tentaflake.inputs) nixpkgs;
   inherit (nixpkgs) lib;
 
   host = lib.nixosSystem {
-    modules = [
+    modules = modules ++ [
       tentaflake.nixosModules.default
       ./files/nixos.nix
       {
@@ -34,6 +35,10 @@ let
 in
 {
   inherit toplevel;
+
+  # What its initrd would have and load.
+  initrdModules =
+    host.config.boot.initrd.availableKernelModules ++ host.config.boot.initrd.kernelModules;
 
   # kernel, initrd, disk.raw and a static busybox, for harness.vm.image.
   image = pkgs.runCommand "tentaflake-nixos-guest" { } ''

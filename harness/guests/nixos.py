@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from harness.cache import Cache, key_of
 from harness.errors import HarnessError
@@ -73,6 +74,10 @@ class NixosGuest(DebianGuest):
         if reason := self.obstacle():
             raise HarnessError(f"the nixos guest cannot be built here: {reason}", hint="--vm-guest debian can")
         directory = cache.make("images", self.key(), _make_image)
+        return self.describe_image(directory)
+
+    def describe_image(self, directory: Path) -> Image:
+        """The image that an entry of the cache is."""
         manifest = json.loads((directory / "manifest.json").read_text())
         self.probe = directory / "probe.tar"
         return Image(
@@ -98,12 +103,20 @@ class NixosGuest(DebianGuest):
                 path = Path(directory, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-            system = _build("toplevel", plan, Path(directory) if files else None)
+            system = self.build_system(plan, Path(directory) if files else None)
         there = set(machine.run("nix-store --query --requisites /run/current-system").check().text.split())
-        closure = _store("--query", "--requisites", system).decode().split()
-        archive = _store("--export", *(path for path in closure if path not in there))
+        closure = self.ask_store("--query", "--requisites", system).decode().split()
+        archive = self.ask_store("--export", *(path for path in closure if path not in there))
         machine.run(["sh", "-c", SWITCH, "sh", system], stdin=archive, timeout=SWITCH_TIMEOUT).check()
         self.wait_agents(machine)
+
+    def build_system(self, plan: Plan, secrets_directory: Path | None) -> str:
+        """The store path of a plan's system, with the age files of a directory."""
+        return _build("toplevel", plan, secrets_directory)
+
+    def ask_store(self, *arguments: str) -> bytes:
+        """What ``nix-store`` says of the store that systems are built in."""
+        return _store(*arguments)
 
     def wait_agents(self, machine: Machine) -> None:
         machine.run(WAIT, timeout=SWITCH_TIMEOUT).check()
@@ -144,15 +157,15 @@ def lan() -> dict[str, str]:
     return stations | {"resolvers": RESOLVERS}
 
 
+def wanted(plan: Plan) -> dict[str, Any]:
+    """What nixos.nix makes a system from, but for the age files."""
+    return {"agents": specs_of(plan), "host": host_of(plan), "network": lan()}
+
+
 @contextmanager
 def _arguments(plan: Plan, secrets_directory: Path | None) -> Iterator[list[str]]:
     """The arguments of ``nix build`` for a system of this plan, up to what of it is to be built."""
-    given = {
-        "agents": specs_of(plan),
-        "host": host_of(plan),
-        "secrets": secrets_directory and str(secrets_directory),
-        "network": lan(),
-    }
+    given = wanted(plan) | {"secrets": secrets_directory and str(secrets_directory)}
     with tempfile.NamedTemporaryFile("w", prefix="host-", suffix=".json") as file:
         json.dump(given, file)
         file.flush()
@@ -188,14 +201,18 @@ def _make_image(directory: Path) -> None:
             done = subprocess.run(command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, check=False)
             if done.returncode:
                 raise HarnessError(f"{' '.join(command)} failed: {done.stderr.decode(errors='replace').strip()}")
+    write_manifest(directory, {"suite": "unstable", "packages": {"system": (built / "toplevel").read_text().strip()}})
+
+
+def write_manifest(directory: Path, said: Mapping[str, Any]) -> None:
+    """Write probe.tar, of the busybox that is there, and manifest.json, with what is ``said`` in it."""
     applets = subprocess.run([directory / "busybox", "--list"], check=True, capture_output=True, text=True).stdout
     images = probe_image.build((directory / "busybox").read_bytes(), applets.split())
     (directory / "probe.tar").write_bytes(images.archive)
     manifest = {
         "guest": "nixos",
         "build": secrets.token_hex(8),
-        "suite": "unstable",
-        "packages": {"system": (built / "toplevel").read_text().strip()},
         "images": {"probe": images.probe, "decoy": images.decoy},
+        **said,
     }
     (directory / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))

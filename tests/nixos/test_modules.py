@@ -218,12 +218,12 @@ def test_no_unit_loads_images_where_none_is_built(configure: Evaluate) -> None:
 
 
 def test_the_module_for_quotas_is_loaded_where_a_file_system_has_them(configure: Evaluate) -> None:
-    """By any of the words that mount(8) takes for users' quotas on ext4."""
+    """By any of the words that mount(8) takes for users' quotas on ext4, and also while there are no agents."""
     for options, modules in {
         "usrquota": ["quota_v2"],
         "quota": ["quota_v2"],
         "usrjquota=aquota.user": ["quota_v2"],
         "noatime": [],
     }.items():
-        config = configure(agents=[{"name": "a"}], extra={"fileSystems": {"/": {"options": [options]}}})
+        config = configure(agents=[], extra={"fileSystems": {"/": {"options": [options]}}})
         assert config["initrd"] == modules, options

@@ -5,33 +5,17 @@
   agenix ? null,
 }:
 let
-  systems = [
-    "x86_64-linux"
-    "aarch64-linux"
-  ];
-  # As nixpkgs' flake.nix has them.
-  lib = import (nixpkgs + "/lib") // {
-    nixosSystem =
-      arguments:
-      import (nixpkgs + "/nixos/lib/eval-config.nix") (
-        { system = null; } // arguments // { inherit lib; }
-      );
-  };
-  legacyPackages = lib.genAttrs systems (system: import nixpkgs { inherit system; });
-
   declared =
     { lib, ... }:
     {
       options = { inherit ((import ./options.nix { inherit lib; }).options) age; };
     };
 
-  self = (import (repository + "/flake.nix")).outputs {
-    inherit self;
-    nixpkgs = { inherit legacyPackages lib; };
-    agenix.nixosModules.default = if agenix == null then declared else agenix + "/modules/age.nix";
-    # Any package: its image is evaluated, and not built.
-    hermes-agent.packages = lib.mapAttrs (_: pkgs: { default = pkgs.hello; }) legacyPackages;
+  self = import (repository + "/harness/guests/files/flake-of.nix") {
+    inherit nixpkgs repository;
+    agenix = if agenix == null then declared else agenix + "/modules/age.nix";
   };
+  inherit (self.inputs.nixpkgs) lib;
 
   shown =
     { config, ... }:

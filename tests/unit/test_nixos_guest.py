@@ -176,7 +176,15 @@ def test_tests_skip_with_the_reason_that_the_header_gives(install: Install, tmp_
     install("nix", "echo 'error: there is no network' >&2; exit 1")
     test = "def test_with(machine): pass\ndef test_without(): pass\n"
     path = {"PATH": os.environ["PATH"]}
-    done = run_pytest(tmp_path, test, "--vm-guest=nixos", "-rs", f"--vm-cache={tmp_path}", variables=path)
+    done = run_pytest(
+        tmp_path,
+        test,
+        "--vm-guest=nixos",
+        "--vm-nixos-packages=nixpkgs",
+        "-rs",
+        f"--vm-cache={tmp_path}",
+        variables=path,
+    )
     reason = f"there is no nixos guest here: {nixos.find_obstacle()}"
     assert f"vm: no test has a machine: {reason}" in done.stdout
     assert f": {reason}" in done.stdout.partition("short test summary")[2]

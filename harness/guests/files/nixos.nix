@@ -8,7 +8,7 @@
   ...
 }:
 {
-  nixpkgs.hostPlatform = "x86_64-linux";
+  nixpkgs.hostPlatform = lib.mkDefault "x86_64-linux";
   system.stateVersion = "26.05";
 
   # QEMU boots the kernel. No 9p, no virtiofs: a machine with one cannot be forked.
