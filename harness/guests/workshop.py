@@ -76,6 +76,7 @@ tar -C "$1/nix/store" -cf - --files-from=- | tar -C nix/store -xpf -
 chroot "$1" find /usr -xdev -type l -lname '/etc/alternatives/*' -print0 | while IFS= read -r -d '' link; do
   [ ! -L ".$link" ] || ln -sfn "$(chroot "$1" readlink -f "$link")" ".$link"
 done
+cp usr/bin/env usr/libexec/env
 find usr -xdev -perm /6000 -type f -exec chmod ug-s {} +
 """
 

@@ -37,7 +37,7 @@ def test_no_agent_is_in_a_privileged_group(shared_machine: Machine, agents: Mapp
 def test_no_agent_has_a_password_or_a_login_shell(shared_machine: Machine, agents: Mapping[str, Agent]) -> None:
     host = shared_machine.host
     for agent in agents.values():
-        assert host.user(agent.user).shell == "/usr/sbin/nologin"
+        assert host.user(agent.user).shell.rpartition("/")[2] == "nologin"  # wherever the host has it
         password = host.check_output("getent shadow %s", agent.user).split(":")[1]
         assert password.startswith(("!", "*")), f"{agent.user} has the password field {password!r}"
 

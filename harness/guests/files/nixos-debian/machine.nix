@@ -38,7 +38,7 @@ in
   environment.ldso = lib.mkForce "/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
   environment.ldso32 = lib.mkForce null;
   environment.binsh = lib.mkForce "/usr/bin/bash";
-  environment.usrbinenv = null;
+  environment.usrbinenv = "/usr/libexec/env"; # a copy (workshop.py): NixOS makes a link to it, in the original's place
   systemd.services.sshd.serviceConfig.RuntimeDirectory = "sshd"; # where Debian's OpenSSH separates its privileges
 
   services.hermes-auditd.package = python "hermes-auditd" ../../../../modules/auditd/hermes_auditd "" {
@@ -71,6 +71,7 @@ in
   programs.command-not-found.enable = false;
   programs.nano.enable = false;
   programs.ssh.setXAuthLocation = false;
+  security.pam.services.su-l.rootOK = true; # Debian's su asks under this name for a login shell
   security.sudo.enable = false;
   services.dbus.implementation = "dbus";
   services.logrotate.enable = false;

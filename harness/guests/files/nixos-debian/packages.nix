@@ -202,7 +202,10 @@ plain [
       p11kit = empty "p11kit";
     };
   };
-  coreutils = debian "coreutils" { mainProgram = "ls"; };
+  coreutils = debian "coreutils" {
+    mainProgram = "ls";
+    more = "ln -s /usr/bin/kill $out/bin/kill"; # which Debian has from procps
+  };
   coreutils-full = final.coreutils;
   dbus = debian "dbus" {
     packages = [
@@ -552,7 +555,10 @@ plain [
     passthru.hasCol = true;
   };
   util-linuxMinimal = final.util-linux;
-  which = debian "which" { packages = [ "debianutils" ]; };
+  which = debian "which" {
+    packages = [ "debianutils" ];
+    more = "ln -s /usr/bin/which.debianutils $out/bin/which";
+  };
   xz = debian "xz" { packages = [ "xz-utils" ]; };
 
   # The kernel is beside the system (workshop.py); modules ask for its version and some of its settings.
