@@ -19,14 +19,15 @@ from harness.policy import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
-    *("harness/**/*.py", "harness/guests/files/*", "modules/policy/*.nix", "*.nix", "ci/requirements.txt"),
+    *("harness/**/*.py", "harness/guests/files/**/*", "modules/policy/*.nix", "*.nix", "ci/requirements.txt"),
     *("tests/contract/*.py", "tests/services/*/support.py"),
 )
 
 
 def read_sources() -> dict[str, str]:
     """The text of each file that a verdict follows from, by path."""
-    return {str(path.relative_to(ROOT)): path.read_text() for glob in SOURCES for path in ROOT.glob(glob)}
+    files = (path for glob in SOURCES for path in ROOT.glob(glob) if path.is_file())
+    return {str(path.relative_to(ROOT)): path.read_text() for path in files}
 
 
 class Record(msgspec.Struct, frozen=True):

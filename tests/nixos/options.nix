@@ -160,7 +160,10 @@ in
     warnings = strings;
 
     boot.initrd.kernelModules = strings;
-    fileSystems = many { options.options = strings; };
+    fileSystems = many {
+      freeformType = types.attrsOf types.anything;
+      options.options = strings;
+    };
     nix.settings.allowed-users = optional (types.listOf types.str) [ "*" ];
     networking.dhcpcd.denyInterfaces = strings;
     networking.networkmanager.unmanaged = strings;

@@ -44,8 +44,11 @@ def test_every_host_has_the_agents_that_the_harness_attacks(hosts: dict[str, Any
         assert units <= set(host["services"])
 
 
-LISTS = {"Environment", "ExecStart", "ExecStartPre", "ExecStartPost", "ExecReload", "ExecStop", "SystemCallFilter"}
-"""Settings of a unit of which each line is one more (systemd.exec(5), systemd.service(5))."""
+LISTS = {
+    *("Environment", "ExecReload", "ExecStart", "ExecStartPost", "ExecStartPre", "ExecStop"),
+    *("IPAddressAllow", "ListenStream", "SystemCallFilter"),
+}
+"""Settings of a unit of which each line is one more (systemd.exec(5), systemd.socket(5) and their like)."""
 
 
 def settings_of(text: str) -> dict[str, list[str]]:
