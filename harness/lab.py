@@ -253,8 +253,8 @@ class Lab:
 
 
 def settings(**chosen: Any) -> Settings:
-    """Settings as ``chosen``; the rest from ``TENTAFLAKE_GUEST``, ``_SUITE``, ``_ACCEL``, ``_CPUS``, ``_MEMORY``,
-    ``_CACHE``, ``_KERNEL`` and ``_INITRD``."""
+    """Settings as ``chosen``; the rest from ``TENTAFLAKE_GUEST``, ``_SUITE``, ``_NIXOS_PACKAGES``, ``_ACCEL``,
+    ``_CPUS``, ``_MEMORY``, ``_CACHE``, ``_KERNEL`` and ``_INITRD``."""
     default = Settings()
     get = os.environ.get
     found = {

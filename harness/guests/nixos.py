@@ -134,7 +134,7 @@ def find_obstacle() -> str | None:
         return "Nix is not installed"
     if not STORE.is_dir():
         return f"this machine has no Nix store ({STORE})"
-    with _arguments(_nothing(), None) as arguments:
+    with _arguments(empty_plan(), None) as arguments:
         command = ["nix", "build", "--dry-run", *arguments, "image"]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
@@ -145,7 +145,7 @@ def find_obstacle() -> str | None:
     return None
 
 
-def _nothing() -> Plan:
+def empty_plan() -> Plan:
     [plan] = evaluate_many([[]])
     assert isinstance(plan, Plan)
     return plan
@@ -188,7 +188,7 @@ def _store(*arguments: str) -> bytes:
 def _make_image(directory: Path) -> None:
     """Fill ``directory`` with disk.raw, vmlinuz, initrd, busybox, probe.tar and manifest.json."""
     with step("building the NixOS guest: system"):
-        built = Path(_build("image", _nothing(), None))
+        built = Path(_build("image", empty_plan(), None))
     with step("building the NixOS guest: disk"):
         for name in ("vmlinuz", "initrd", "busybox", "disk.raw"):
             shutil.copyfile(built / name, directory / name)

@@ -10,7 +10,7 @@ from harness.cache import Cache, key_of
 from harness.errors import HarnessError
 from harness.guests import oci, probe_image, workshop
 from harness.guests.debian import DISK_SIZE, INIT, SHELL, pack_initrd
-from harness.guests.nixos import EXPRESSION, MACHINE, PROFILE, NixosGuest, _nothing, wanted, write_manifest
+from harness.guests.nixos import EXPRESSION, MACHINE, PROFILE, NixosGuest, empty_plan, wanted, write_manifest
 from harness.guests.workshop import FILES, Workshop, find_obstacle, open_workshop
 from harness.policy import REPOSITORY, Plan
 from harness.progress import step
@@ -51,7 +51,7 @@ class DebianNixosGuest(NixosGuest):
         """Fill ``directory`` with disk.raw, vmlinuz, initrd, busybox, probe.tar and manifest.json."""
         tree = self.workshop.tree
         with step("building the NixOS guest: system"):
-            system = self.build_system(_nothing(), None)
+            system = self.build_system(empty_plan(), None)
         with step("building the NixOS guest: disk"):
             self.workshop.make_disk(system, directory / "disk.raw", DISK_SIZE)
             [kernel] = (tree / "boot").glob("vmlinuz-*")
@@ -59,7 +59,7 @@ class DebianNixosGuest(NixosGuest):
             busybox = (tree / "usr/bin/busybox").read_bytes()
             (directory / "busybox").write_bytes(busybox)
             (directory / "busybox").chmod(0o755)
-            found = self.workshop.find_modules(wanted(_nothing()))
+            found = self.workshop.find_modules(wanted(empty_plan()))
             modules = {name: lzma.decompress(path.read_bytes()) for name, path in found.items()}
             (directory / "initrd").write_bytes(pack_initrd(busybox, modules, f"{PROFILE}/init"))
         write_manifest(directory, {"suite": f"of Debian {workshop.SUITE.name}", "packages": {"system": system}})

@@ -10,8 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,19 +256,11 @@ def _make(workshop: Workshop) -> None:
 
 def fetch_crates(workshop: Workshop) -> None:
     """Have cargo fetch what a lock file names, with the checksums that it has, as this machine is set up for cargo."""
-    with _network(workshop) as places:
-        manifest = f"/mnt/nixpkgs/{SWITCH_PROGRAM}/Cargo.toml"
-        command = ["env", "CARGO_HOME=/mnt/crates", "cargo", "fetch", "--locked", "--manifest-path", manifest]
-        workshop.run(command, places, subject="the crates of nixpkgs' switch-to-configuration")
-
-
-@contextmanager
-def _network(workshop: Workshop) -> Iterator[dict[str, Path]]:
-    """What the tree needs of this machine to reach a registry: its resolver, certificates, cargo's settings."""
-    with ExitStack():
-        found = {name: Path(name) for name in ("/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs")}
-        home = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
-        for name in ("config.toml", "credentials.toml"):
-            if (home / name).is_file():
-                shutil.copyfile(home / name, workshop.directory / "crates" / name)
-        yield {name: path for name, path in found.items() if path.exists()}
+    # What the tree needs of this machine to reach a registry: its resolver, its certificates, cargo's settings.
+    places = {name: Path(name) for name in ("/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs") if Path(name).exists()}
+    settings = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo") / "config.toml"
+    if settings.is_file():
+        shutil.copyfile(settings, workshop.directory / "crates" / settings.name)
+    manifest = f"/mnt/nixpkgs/{SWITCH_PROGRAM}/Cargo.toml"
+    command = ["env", "CARGO_HOME=/mnt/crates", "cargo", "fetch", "--locked", "--manifest-path", manifest]
+    workshop.run(command, places, subject="the crates of nixpkgs' switch-to-configuration")

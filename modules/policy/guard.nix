@@ -1,5 +1,5 @@
-# What rules are in force, and are they those that were loaded? Scripts for sh(1), with nft(8), jq(1) and systemctl(1) in PATH:
-# `listing` prints them, `note` is run after the table was loaded, `guard` from time to time.
+# What rules are in force, and are they those that were loaded? Scripts for sh(1), with nft(8), jq(1), grep(1) and systemctl(1) in
+# PATH: `listing` prints the rules, `note` is run after the table was loaded, `guard` from time to time.
 { family, table }:
 let
   loaded = "/run/tentaflake-table";
@@ -30,10 +30,10 @@ in
       exit 0
     }
     tables=$(nft list tables) || again
-    case "$tables" in
-      *"table ${family} ${table}"*) now=$(rules) || again ;;
-      *) now= ;;
-    esac
+    now=
+    if printf '%s\n' "$tables" | grep -qxF 'table ${family} ${table}'; then
+      now=$(rules) || again
+    fi
     [ "$now" = "$(cat ${loaded})" ] || {
       echo 'the rules are not those that were loaded: loading them again' >&2
       systemctl reload-or-restart nftables.service

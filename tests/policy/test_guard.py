@@ -58,6 +58,7 @@ def guard(tmp_path: Path) -> Guard:
     [
         "nft flush table inet tentaflake",
         "nft delete table inet tentaflake",
+        "nft delete table inet tentaflake; nft add table inet tentaflake-other",
         "nft flush ruleset",
         "nft add rule inet tentaflake forward accept",
         "nft insert rule inet tentaflake input tcp dport 23 accept",

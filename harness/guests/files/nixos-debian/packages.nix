@@ -29,7 +29,6 @@ let
       more ? "",
       mainProgram ? pname,
       passthru ? { },
-      unfree ? false,
     }:
     let
       package = final.stdenvNoCC.mkDerivation {
@@ -73,6 +72,14 @@ let
 
   # The same under the name of one Debian package.
   plain = names: lib.genAttrs names (name: debian name { });
+
+  # One of Debian's, whose program has its name, under nixpkgs' name.
+  tool =
+    pname: mainProgram:
+    debian pname {
+      packages = [ mainProgram ];
+      inherit mainProgram;
+    };
 
   # Outputs that are the first one under another name.
   alias = outputs: lib.concatMapStrings (output: "rmdir \$${output}; ln -s $out \$${output}\n") outputs;
@@ -277,22 +284,10 @@ plain [
   gcc = prev.stdenv.cc;
   gcc15 = prev.stdenv.cc;
   bintools = prev.stdenv.cc.bintools;
-  gnugrep = debian "gnugrep" {
-    packages = [ "grep" ];
-    mainProgram = "grep";
-  };
-  gnumake = debian "gnumake" {
-    packages = [ "make" ];
-    mainProgram = "make";
-  };
-  gnused = debian "gnused" {
-    packages = [ "sed" ];
-    mainProgram = "sed";
-  };
-  gnutar = debian "gnutar" {
-    packages = [ "tar" ];
-    mainProgram = "tar";
-  };
+  gnugrep = tool "gnugrep" "grep";
+  gnumake = tool "gnumake" "make";
+  gnused = tool "gnused" "sed";
+  gnutar = tool "gnutar" "tar";
   hostname-debian = debian "hostname" { };
   iana-etc = final.runCommand "iana-etc" { version = "0"; } ''
     mkdir -p $out/etc
