@@ -21,10 +21,10 @@ from harness.guests import activate
 from harness.lab import Lab, Settings
 from harness.mutants import InGuest, InPlan, InPolicy, Mutant, patch, script
 from harness.policy import POLICY, Agent, Plan, policy_from
-from harness.probes.lifetime import TABLE_PATH
 from harness.vm.machine import Machine
 from harness.vm.template import Template, derived_template
 
+TABLE = "/var/lib/tentaflake/current/nftables.nft"
 COMMANDS_TIMEOUT = 300.0
 """Seconds; a mutant that restarts a container takes 10 to 20 under TCG."""
 
@@ -182,7 +182,7 @@ class MutatedLab(Lab):
         if self.mutant.moment != "running":
             return
         if self.broken and self.sound and self.broken.nftables != self.sound.nftables:
-            machine.put(activate.firewall(msgspec.to_builtins(self.broken)).encode(), TABLE_PATH, 0o600)
+            machine.put(activate.firewall(msgspec.to_builtins(self.broken)).encode(), TABLE, 0o600)
             machine.run("systemctl reload nftables.service").check()
         if self.broken:
             self._run_commands(machine, self.broken)

@@ -42,5 +42,8 @@ class Guest(Protocol):
     def wait_agents(self, machine: Machine) -> None:
         """Wait until every agent of the current plan that starts by itself runs; raises ``CommandFailed``."""
 
+    def find_generation(self, machine: Machine) -> int:
+        """The number of the plan that is in force, as ``roll_back`` takes it."""
+
     def roll_back(self, machine: Machine, number: int | None = None) -> None:
         """Switch the machine to the plan that it had before, or to that of a generation; the first is number 1."""

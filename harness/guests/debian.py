@@ -240,6 +240,9 @@ class DebianGuest:
     def wait_agents(self, machine: Machine) -> None:
         machine.run([ACTIVATION, "wait"], timeout=SWITCH_TIMEOUT).check()
 
+    def find_generation(self, machine: Machine) -> int:
+        return int(machine.run("basename $(readlink /var/lib/tentaflake/current)").check().text)
+
     def roll_back(self, machine: Machine, number: int | None = None) -> None:
         machine.run(
             [ACTIVATION, "rollback", *([] if number is None else [str(number)])], timeout=SWITCH_TIMEOUT

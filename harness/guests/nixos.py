@@ -66,7 +66,7 @@ class NixosGuest(DebianGuest):
         return find_obstacle()
 
     def key(self) -> str:
-        sources = [EXPRESSION, MACHINE, REPOSITORY / "flake.lock", *sorted((REPOSITORY / "modules").rglob("*.nix"))]
+        sources = [EXPRESSION, MACHINE, REPOSITORY / "flake.lock", *module_files()]
         sources += [SHELL, Path(oci.__file__), Path(probe_image.__file__)]
         return key_of(guest=self.name, disk=DISK_SIZE, sources=[path.read_text() for path in sources])
 
@@ -121,10 +121,20 @@ class NixosGuest(DebianGuest):
     def wait_agents(self, machine: Machine) -> None:
         machine.run(WAIT, timeout=SWITCH_TIMEOUT).check()
 
+    def find_generation(self, machine: Machine) -> int:
+        link = machine.run(["readlink", PROFILE]).check().text  # "system-12-link", see nix-env(1)
+        return int(link.split("-")[-2])
+
     def roll_back(self, machine: Machine, number: int | None = None) -> None:
         where = "--rollback" if number is None else f"--switch-generation {number}"
         machine.run(["sh", "-c", ROLL_BACK, "sh", where], timeout=SWITCH_TIMEOUT).check()
         self.wait_agents(machine)
+
+
+def module_files() -> list[Path]:
+    """What a system is made of besides nixpkgs and what is the guest's own: the modules, and their programs."""
+    found = (REPOSITORY / "modules").rglob("*")
+    return sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts)
 
 
 @cache

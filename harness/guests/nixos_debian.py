@@ -10,7 +10,16 @@ from harness.cache import Cache, key_of
 from harness.errors import HarnessError
 from harness.guests import oci, probe_image, workshop
 from harness.guests.debian import DISK_SIZE, INIT, SHELL, pack_initrd
-from harness.guests.nixos import EXPRESSION, MACHINE, PROFILE, NixosGuest, empty_plan, wanted, write_manifest
+from harness.guests.nixos import (
+    EXPRESSION,
+    MACHINE,
+    PROFILE,
+    NixosGuest,
+    empty_plan,
+    module_files,
+    wanted,
+    write_manifest,
+)
 from harness.guests.workshop import FILES, Workshop, find_obstacle, open_workshop
 from harness.policy import REPOSITORY, Plan
 from harness.progress import step
@@ -28,7 +37,7 @@ class DebianNixosGuest(NixosGuest):
         return find_obstacle()
 
     def key(self) -> str:
-        sources = [EXPRESSION, MACHINE, *sorted(FILES.glob("*.nix")), *sorted((REPOSITORY / "modules").rglob("*.nix"))]
+        sources = [EXPRESSION, MACHINE, *sorted(FILES.glob("*.nix")), *module_files()]
         sources += [REPOSITORY / "flake.nix", SHELL, Path(oci.__file__), Path(probe_image.__file__)]
         sources += [Path(workshop.__file__), Path(__file__), Path(initramfs.__file__)]
         return key_of(

@@ -74,8 +74,9 @@ def _records() -> list[str]:
 
 PREPARE = f"""
 set -e
-systemctl stop tentaflake-guard.timer tentaflake-routing.service docker.socket docker.service containerd.service \\
-  systemd-networkd.socket systemd-networkd.service tentaflake-resolver.service
+systemctl list-units --plain --no-legend --state=active tentaflake-guard.timer tentaflake-routing.service \\
+  'docker.*' containerd.service 'systemd-networkd.*' tentaflake-resolver.service dnsmasq.service |
+  cut -d ' ' -f 1 | xargs systemctl stop
 nft flush ruleset
 nft -f - <<'END'
 {RECORDER}
@@ -91,8 +92,8 @@ echo 1 | tee ipv4/ip_forward ipv6/conf/all/forwarding ipv6/ip_nonlocal_bind > /d
 echo 0 | tee ipv4/conf/*/rp_filter ipv6/conf/*/accept_dad ipv6/conf/eth1/addr_gen_mode > /dev/null
 echo none > {TOKEN_PATH}
 systemd-run --quiet --unit=peer-service --property=Type=notify --property=LimitNOFILE=65536 \\
-  /usr/bin/python3 -I {SERVICE_PATH} {TOKEN_PATH} {" ".join(map(str, ECHO_PORTS))}
-systemd-run --quiet --unit=peer-dns --property=Type=forking /usr/sbin/dnsmasq --conf-file=/dev/null --user=root \\
+  python3 -I {SERVICE_PATH} {TOKEN_PATH} {" ".join(map(str, ECHO_PORTS))}
+systemd-run --quiet --unit=peer-dns --property=Type=forking dnsmasq --conf-file=/dev/null --user=root \\
   --pid-file --no-resolv --no-hosts --cache-size=0 --local=/test/ {" ".join(_records())}
 """
 

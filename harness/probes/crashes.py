@@ -20,12 +20,14 @@ OF_AN_AGENT = {
     "its container's shim": "kill -9 $(ps -o ppid= -p $(pgrep -o -u {uid}))",
     "its docker run": "kill -9 $(systemctl show --property=MainPID --value {unit}.service)",
 }
+# Docker starts a containerd of its own where there is no unit of one, as on NixOS.
 OF_THE_HOST = {
-    "containerd": "kill -9 $(systemctl show --property=MainPID --value containerd.service)",
-    "dockerd": "kill -9 $(systemctl show --property=MainPID --value docker.service)",
+    "containerd": "kill -9 $(pgrep -o -x containerd)",
+    "dockerd": "kill -9 $(pgrep -o -x dockerd)",
     "a restart of Docker": "systemctl restart docker.service",
 }
-SERVICES = ("containerd", "docker")
+SERVICES = {"containerd": "containerd", "docker": "dockerd"}
+"""The processes of the host's that run agents, by the names of their programs."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -61,7 +63,7 @@ def look(host: Host, agents: Mapping[str, Agent]) -> Seen:
 def who_runs(host: Host, agents: Mapping[str, Agent], services: Iterable[str] = SERVICES) -> dict[str, str]:
     """The first process of each agent and of each service; of whoever does not run, an empty text."""
     pids = {name: f"$(pgrep -o -u {agent.uid})" for name, agent in agents.items()}
-    pids |= {name: f"$(systemctl show --property=MainPID --value {name}.service)" for name in services}
+    pids |= {name: f"$(pgrep -o -x {SERVICES[name]})" for name in services}
     # After the name: a program has one with spaces in brackets, in the field before the others.
     who = "who() { echo $1: $(sed 's/(.*)/-/' \"/proc/${2:-none}/stat\" 2> /dev/null | cut -d ' ' -f 1,22); }"
     found = host.check_output("sh -c %s", "\n".join([who, *(f"who {name} {pid}" for name, pid in pids.items())]))

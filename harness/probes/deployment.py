@@ -57,10 +57,11 @@ QUESTIONS = {
     "awk -v family=$family '/^\\*/ { table = $1 } /^-A/ { print family, table, $0 }'; done",
     "routing rules": "ip -4 rule; ip -6 rule",
     "bridges": "ip -o link show type bridge | awk '{print $2}'; ip -o -4 address show | awk '{print $2, $4}'",
-    "generation": "cd /var/lib/tentaflake/current/ && find . -type f ! -name switched -exec sha256sum {} +; "
-    "find . -printf '%p %M %U %G\\n'",
+    "generation": "readlink -f /run/current-system; cd /var/lib/tentaflake/current/ && "
+    "find . -type f ! -name switched -exec sha256sum {} + && find . -printf '%p %M %U %G\\n'",
     "unfinished": "cat /var/lib/tentaflake/switching",
-    "units": "cd /run/systemd/generator && sha256sum *.service *.timer *.target *.socket *.slice; "
+    "units": "for place in /run/systemd/generator /etc/systemd/system; do "
+    "cd $place && sha256sum *.service *.timer *.target *.socket *.slice; done; "
     "systemctl list-units --plain --no-legend 'docker-hermes-*' 'tentaflake-guard.timer' 'tentaflake-routing.service' "
     "nftables.service | awk '{print $1, $2, $3}'",
     "configurations": "cd /etc/hermes && find . -printf '%p %M %U %G\\n'; find . -type f -exec sha256sum {} +",

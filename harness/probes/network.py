@@ -148,7 +148,7 @@ def scene_content() -> dict[str, str]:
 
 
 def _echo(name: str, ports: Sequence[int]) -> str:
-    return f"{SERVICE_PATH} /run/token-{name} {' '.join(map(str, ports))}"
+    return f"python3 -I {SERVICE_PATH} /run/token-{name} {' '.join(map(str, ports))}"
 
 
 def set_scene(network: Network, plan: Plan) -> Scene:

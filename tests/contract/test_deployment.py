@@ -97,7 +97,7 @@ def fleet_stage(lab: Lab, plan: Plan, fleet_plans: tuple[Plan, Plan]) -> Templat
     def come_and_go(machine: Machine) -> None:
         host, kept = machine.host, running_only(plan).agents.values()
         running = [who_runs(host, kept)]
-        number = int(host.check_output("basename $(readlink /var/lib/tentaflake/current)"))
+        number = lab.guest.find_generation(machine)
         first = take_snapshot(host)
         lab.guest.activate(machine, full)
         running.append(who_runs(host, kept))
@@ -275,7 +275,7 @@ def test_a_rollback_goes_to_any_generation_that_is_kept(
     with track_machine(request.config, lab.fork(fleet_stage)) as machine:
         fleet = fleet_of(machine)
         assert fleet.first["users"] != fleet.full["users"]  # the control: it is another than the one before
-        machine.host.check_output(f"{ACTIVATE} rollback {fleet.generation}", timeout=BOOT_TIMEOUT)
+        lab.guest.roll_back(machine, fleet.generation)
         assert differences(fleet.first, take_snapshot(machine.host)) == []
         assert who_runs(machine.host, running_only(plan).agents.values()) == fleet.running[0]
 

@@ -17,13 +17,12 @@ from harness.policy import Agent, Plan, evaluate_many, reference_plan
 from harness.probes import lifetime
 from harness.probes.attempts import order
 from harness.probes.crashes import Crash
-from harness.probes.lifetime import REMOVE_TABLES, STOP_GUARD, TABLE_PATH, Boot, give_routes
+from harness.probes.lifetime import REMOVE_TABLES, STOP_GUARD, Boot, find_table, give_routes
 from harness.probes.programs import Answers, start_inside, wait_until
 from harness.probes.rules import rules_listing
 from harness.vm.machine import Machine
 
 claim = pytest.mark.claim
-LOAD = f"nft -f {TABLE_PATH}"
 TABLE_UNIT = "nftables.service"
 GUARD = "systemctl start tentaflake-guard.service"
 
@@ -38,7 +37,7 @@ def test_every_agent_requires_the_table_and_starts_after_it(
         said = shared_machine.host.check_output("systemctl show --property=Requires,After %s", unit)
         return [TABLE_UNIT in line.split("=")[1].split() for line in said.splitlines()]
 
-    assert waits("ssh.service") == [False, False]
+    assert waits("systemd-journald.service") == [False, False]
     assert {name: waits(f"{agent.service.name}.service") for name, agent in agents.items()} == {
         name: [True, True] for name in agents
     }
@@ -84,7 +83,7 @@ def test_a_broken_file_changes_nothing(machine: Machine) -> None:
     """Not even what is right in it; the control is the same file without its last line."""
     host = machine.host
     before = host.check_output("sh -c %s", rules_listing())
-    changed = f"cp {TABLE_PATH} /run/new.nft && echo 'add chain inet tentaflake added' >> /run/new.nft"
+    changed = f"cat {find_table(host)} > /run/new.nft && echo 'add chain inet tentaflake added' >> /run/new.nft"
     host.check_output(f"{STOP_GUARD} && {changed} && (cat /run/new.nft; echo broken) > /run/broken.nft")
     assert host.run("nft -f /run/broken.nft").rc != 0
     assert host.check_output("sh -c %s", rules_listing()) == before
@@ -146,9 +145,10 @@ def test_nothing_gets_through_while_the_table_is_loaded_again(
     The control is what comes without the table.
     """
     host, (sent, came) = machine.host, crossfire
-    host.check_output(f"{STOP_GUARD} && {REMOVE_TABLES} && {LOAD} && {REMOVE_ROUTING}")
+    load = f"nft -f {find_table(host)}"
+    host.check_output(f"{STOP_GUARD} && {REMOVE_TABLES} && {load} && {REMOVE_ROUTING}")
     before = sent()[-1]
-    host.check_output(f"for i in $(seq 15); do {LOAD} || exit; done")
+    host.check_output(f"for i in $(seq 15); do {load} || exit; done")
     host.check_output("for i in $(seq 5); do systemctl reload nftables.service || exit; done")
     assert sent()[-1] > before
     assert came() == [[0, 0]]
@@ -211,7 +211,7 @@ def test_an_open_connection_ends_with_the_grant_that_it_had(
     host.run(STOP_GUARD).check()
     answered = start_inside(host, online, lifetime.SPEAKER, TARGET=("9.9.9.9", 80), PATIENCE=stretch(3.0))
     wait_until("an open connection", lambda: len(answered()) > 1)
-    host.run(LOAD).check()
+    host.run(["nft", "-f", find_table(host.host)]).check()
     before = len(answered())
     wait_until("an answer", lambda: len(answered()) > before + 1)
     assert all(answered())

@@ -7,6 +7,14 @@
   pkgs,
   ...
 }:
+let
+  sourceOf =
+    directory:
+    lib.cleanSourceWith {
+      src = directory;
+      filter = path: _: baseNameOf path != "__pycache__";
+    };
+in
 {
   nixpkgs.hostPlatform = lib.mkDefault "x86_64-linux";
   system.stateVersion = "26.05";
@@ -73,7 +81,18 @@
   virtualisation.docker.enable = true;
   services.dnsmasq.enable = true;
   services.dnsmasq.settings.resolv-file = lib.mkForce network.resolvers;
-  systemd.tmpfiles.settings."10-guest".${network.resolvers}.f.mode = "0644";
+  systemd.tmpfiles.settings."10-guest" = {
+    ${network.resolvers}.f.mode = "0644";
+    # What tests run in the guest, where the Debian guest has it.
+    "/usr/lib/tentaflake".d.mode = "0755";
+    "/usr/lib/tentaflake/auditd".L.argument = "${sourceOf ../../../modules/auditd}";
+  };
+  systemd.tmpfiles.settings."20-guest-speech" = {
+    "/usr/lib/tentaflake/speech".L.argument = "${sourceOf ../../../modules/tts}";
+    "/usr/lib/tentaflake/speech-wheels".L.argument = "${
+      pkgs.python3.withPackages (python: [ python.openai ])
+    }/${pkgs.python3.sitePackages}";
+  };
   services.openssh = {
     enable = true;
     authorizedKeysInHomedir = true;
@@ -101,6 +120,7 @@
   environment.systemPackages = [
     pkgs.age
     pkgs.busybox
+    pkgs.dnsmasq
     pkgs.iptables
     pkgs.linuxquota
     pkgs.nmap

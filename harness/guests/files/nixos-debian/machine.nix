@@ -9,7 +9,12 @@ let
     pkgs.runCommand name { meta.mainProgram = name; } (
       ''
         mkdir -p $out/bin $out/lib
-        cp -r ${source} $out/lib/${baseNameOf source}
+        cp -r ${
+          lib.cleanSourceWith {
+            src = source;
+            filter = file: _: baseNameOf file != "__pycache__";
+          }
+        } $out/lib/${baseNameOf source}
       ''
       + lib.concatStrings (
         lib.mapAttrsToList (command: module: ''
@@ -50,6 +55,7 @@ in
       {
         tentaflake-tts = "tentaflake_tts.server";
       };
+  systemd.tmpfiles.settings."20-guest-speech" = lib.mkForce { }; # they are in the tree
   services.tentaflake-tts.voices = [ "/usr/lib/tentaflake/voices" ];
 
   # What is not built: documentation, locales, tools for a host that is changed by hand, and programs in Rust that no host needs.
