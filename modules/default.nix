@@ -9,6 +9,7 @@
     ./host.nix
     ./options.nix
     ./secrets.nix
+    ./switch.nix
     ./tailscale.nix
     ./tts
   ];

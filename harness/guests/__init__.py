@@ -39,6 +39,9 @@ class Guest(Protocol):
         ``files`` are the age files that the plan's secrets name; by default canaries for this machine's key.
         """
 
+    def boot_with(self, machine: Machine, plan: Plan, files: Mapping[str, bytes]) -> None:
+        """Have the machine as after a boot with ``plan``, though a switch to it has failed for its secrets."""
+
     def wait_agents(self, machine: Machine) -> None:
         """Wait until every agent of the current plan that starts by itself runs; raises ``CommandFailed``."""
 

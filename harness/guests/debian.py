@@ -91,6 +91,11 @@ PROBE_IMAGE = "usr/lib/tentaflake/probe.tar"
 ARCHIVE = "/var/tmp/image.tar.gz"
 PIECE = 4 << 20
 LOAD_TIMEOUT = 1800.0
+# All that is in memory is gone, as after a boot.
+AS_AT_BOOT = """
+systemctl stop docker-hermes-*.service && umount -l /run/agenix.d && rm -r /run/agenix /run/agenix.d || exit
+systemctl start tentaflake.target && systemctl start --no-block {units}
+"""
 SWITCH_TIMEOUT = 900.0
 """Seconds for a switch; longer than the guest itself waits for its agents (``activate.START_TIMEOUT``)."""
 """Seconds to unpack and hash an image; ten times what the Hermes image takes under TCG on two cores of its own."""
@@ -236,6 +241,12 @@ class DebianGuest:
             files = canaries(plan, host_key(machine, plan)) if plan.secrets else {}
         content = {"plan.json": plan.to_json().encode(), **files}
         machine.run(["sh", "-c", switch_script()], stdin=tar_of(content), timeout=SWITCH_TIMEOUT).check()
+
+    def boot_with(self, machine: Machine, plan: Plan, files: Mapping[str, bytes]) -> None:
+        # The plan is in force, but for its secrets.
+        units = [f"{agent.service.name}.service" for agent in plan.agents.values() if agent.auto_start]
+        machine.run(AS_AT_BOOT.format(units=" ".join(units)), timeout=300).check()
+        self.wait_agents(machine)
 
     def wait_agents(self, machine: Machine) -> None:
         machine.run([ACTIVATION, "wait"], timeout=SWITCH_TIMEOUT).check()

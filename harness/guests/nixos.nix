@@ -1,5 +1,6 @@
 # The NixOS guest: hosts of this flake as the harness boots them, and what it boots. `given` is a JSON file that nixos.py writes:
-# { agents (specs), host (settings), secrets (a directory of age files, or null), network (addresses of the LAN) }.
+# { agents (specs), host (settings), secrets (a directory of age files, or null), network (addresses of the LAN),
+#   module (the text of one more, or nothing) }.
 {
   flake ? null,
   given ? null,
@@ -15,6 +16,7 @@ let
     modules = modules ++ [
       tentaflake.nixosModules.default
       ./files/nixos.nix
+      (if wanted.module == "" then { } else import (builtins.toFile "module.nix" wanted.module))
       {
         _module.args = { inherit (wanted) network; };
         tentaflake = {

@@ -29,6 +29,7 @@ from harness.policy import REPOSITORY, Plan, evaluate_many, host_of, reason_of, 
 from harness.progress import step
 from harness.vm.image import Image
 from harness.vm.machine import Machine
+from harness.vm.template import BOOT_TIMEOUT
 
 EXPRESSION = Path(__file__).with_suffix(".nix")
 MACHINE = Path(__file__).parent / "files" / "nixos.nix"
@@ -36,6 +37,10 @@ PROFILE = "/nix/var/nix/profiles/system"
 SWITCH = f"""
 nix-store --import > /dev/null && nix-env --profile {PROFILE} --set "$1" &&
 "$1/bin/switch-to-configuration" switch"""
+# As `nixos-rebuild boot`, and without the checks that refuse such a system.
+INSTALL = f"""
+nix-store --import > /dev/null && nix-env --profile {PROFILE} --set "$1" &&
+NIXOS_NO_CHECK=1 "$1/bin/switch-to-configuration" boot && sync"""
 ROLL_BACK = f"nix-env --profile {PROFILE} $1 && {PROFILE}/bin/switch-to-configuration switch"
 # Every agent that starts by itself runs, but those that lack a secret; one that keeps failing is named.
 WAIT = """
@@ -98,21 +103,36 @@ class NixosGuest(DebianGuest):
     def activate(self, machine: Machine, plan: Plan, files: Mapping[str, bytes] | None = None) -> None:
         if files is None:
             files = canaries(plan, host_key(machine, plan)) if plan.secrets else {}
+        self.run_with_system(machine, plan, files, SWITCH)
+        self.wait_agents(machine)
+
+    def boot_with(self, machine: Machine, plan: Plan, files: Mapping[str, bytes]) -> None:
+        self.run_with_system(machine, plan, files, INSTALL)
+        machine.power_cycle(BOOT_TIMEOUT)
+        wait_booted(machine, BOOT_TIMEOUT)
+        self.wait_agents(machine)
+
+    def run_with_system(
+        self, machine: Machine, plan: Plan, files: Mapping[str, bytes], script: str, module: str = ""
+    ) -> None:
+        """Build the plan's system, with the text of one more NixOS ``module``, and run a shell script in the machine.
+
+        The script gets the system as its first argument, and on standard input what the machine lacks of it.
+        """
         with tempfile.TemporaryDirectory(prefix="secrets-") as directory:
             for name, content in files.items():
                 path = Path(directory, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-            system = self.build_system(plan, Path(directory) if files else None)
+            system = self.build_system(plan, Path(directory) if files else None, module)
         there = set(machine.run("nix-store --query --requisites /run/current-system").check().text.split())
         closure = self.ask_store("--query", "--requisites", system).decode().split()
         archive = self.ask_store("--export", *(path for path in closure if path not in there))
-        machine.run(["sh", "-c", SWITCH, "sh", system], stdin=archive, timeout=SWITCH_TIMEOUT).check()
-        self.wait_agents(machine)
+        machine.run(["sh", "-c", script, "sh", system], stdin=archive, timeout=SWITCH_TIMEOUT).check()
 
-    def build_system(self, plan: Plan, secrets_directory: Path | None) -> str:
-        """The store path of a plan's system, with the age files of a directory."""
-        return _build("toplevel", plan, secrets_directory)
+    def build_system(self, plan: Plan, secrets_directory: Path | None, module: str = "") -> str:
+        """The store path of a plan's system, with the age files of a directory and the text of one more module."""
+        return _build("toplevel", plan, secrets_directory, module)
 
     def ask_store(self, *arguments: str) -> bytes:
         """What ``nix-store`` says of the store that systems are built in."""
@@ -167,15 +187,15 @@ def lan() -> dict[str, str]:
     return stations | {"resolvers": RESOLVERS}
 
 
-def wanted(plan: Plan) -> dict[str, Any]:
+def wanted(plan: Plan, module: str = "") -> dict[str, Any]:
     """What nixos.nix makes a system from, but for the age files."""
-    return {"agents": specs_of(plan), "host": host_of(plan), "network": lan()}
+    return {"agents": specs_of(plan), "host": host_of(plan), "network": lan(), "module": module}
 
 
 @contextmanager
-def _arguments(plan: Plan, secrets_directory: Path | None) -> Iterator[list[str]]:
+def _arguments(plan: Plan, secrets_directory: Path | None, module: str = "") -> Iterator[list[str]]:
     """The arguments of ``nix build`` for a system of this plan, up to what of it is to be built."""
-    given = wanted(plan) | {"secrets": secrets_directory and str(secrets_directory)}
+    given = wanted(plan, module) | {"secrets": secrets_directory and str(secrets_directory)}
     with tempfile.NamedTemporaryFile("w", prefix="host-", suffix=".json") as file:
         json.dump(given, file)
         file.flush()
@@ -184,9 +204,9 @@ def _arguments(plan: Plan, secrets_directory: Path | None) -> Iterator[list[str]
         yield [*features, "--file", str(EXPRESSION), *named]
 
 
-def _build(what: str, plan: Plan, secrets_directory: Path | None) -> str:
+def _build(what: str, plan: Plan, secrets_directory: Path | None, module: str = "") -> str:
     """Build what nixos.nix has under that name for a plan; returns its store path."""
-    with _arguments(plan, secrets_directory) as arguments:
+    with _arguments(plan, secrets_directory, module) as arguments:
         output = run_nix(["nix", "build", "--no-link", "--print-out-paths", *arguments, what], subject=f"NixOS' {what}")
     return output.decode().strip()
 

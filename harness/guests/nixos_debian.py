@@ -50,8 +50,8 @@ class DebianNixosGuest(NixosGuest):
         self.workshop = open_workshop(cache)
         return self.describe_image(cache.make("images", self.key(), self._make_image))
 
-    def build_system(self, plan: Plan, secrets_directory: Path | None) -> str:
-        return self.workshop.build(wanted(plan), secrets_directory)
+    def build_system(self, plan: Plan, secrets_directory: Path | None, module: str = "") -> str:
+        return self.workshop.build(wanted(plan, module), secrets_directory)
 
     def ask_store(self, *arguments: str) -> bytes:
         return self.workshop.store(*arguments)

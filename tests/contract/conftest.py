@@ -136,13 +136,7 @@ def changed(changed_machine: Machine, plan: Plan) -> Changed:
 NEW = "a-secret-that-came"
 REFUSAL = "/root/refusal"
 SINCE = "/root/since"
-"""What activate.py said, and since when the machine is as if it had been booted, in seconds of the clock."""
-# All that is in memory is gone, as after a boot.
-AS_AT_BOOT = """
-systemctl stop docker-hermes-*.service && umount -l /run/agenix.d && rm -r /run/agenix /run/agenix.d || exit
-date +%s > {since}
-systemctl start tentaflake.target && systemctl start --no-block {units}
-"""
+"""What the switch said, and since when the machine is as if it had been booted, in seconds of the clock."""
 
 
 @dataclass(frozen=True)
@@ -188,15 +182,15 @@ def for_somebody_else(value: bytes) -> bytes:
 def lacking_stage(lab: Lab, plan: Plan) -> Template:
     agent = next(iter(plan.agents.values()))
     wanted = with_secret(plan, agent, NEW)
-    units = " ".join(f"{other.service.name}.service" for other in plan.agents.values() if other.auto_start)
 
     def switch_and_boot(machine: Machine) -> None:
         broken = {wanted.secrets[NEW].file: for_somebody_else(b"whatever")}
+        files = files_with(machine, wanted, broken)
         with pytest.raises(CommandFailed) as failed:
-            lab.guest.activate(machine, wanted, files_with(machine, wanted, broken))
+            lab.guest.activate(machine, wanted, files)
         machine.put(str(failed.value).encode(), REFUSAL)
-        machine.run(AS_AT_BOOT.format(since=SINCE, units=units), timeout=300).check()
-        lab.guest.wait_agents(machine)
+        machine.run(f"date +%s > {SINCE}").check()
+        lab.guest.boot_with(machine, wanted, files)
 
     return lab.stage(plan, switch_and_boot, title=f"a secret that {agent.name} cannot have", wanted=wanted.digest)
 

@@ -47,7 +47,7 @@ def test_secrets_are_in_memory_only(shared_machine: Machine) -> None:
     """The control is a directory on the disk, of which the same question says so."""
     host = shared_machine.host
     kind = "findmnt --noheadings --output FSTYPE --target %s"
-    assert host.check_output(kind, "/var/lib/tentaflake") not in ("ramfs", "tmpfs")
+    assert host.check_output(kind, "/var/lib") not in ("ramfs", "tmpfs")
     assert host.check_output(kind, "/run/agenix/") in ("ramfs", "tmpfs")
     assert host.check_output("swapon --show") == "" or host.check_output(kind, "/run/agenix/") == "ramfs"
 
@@ -233,7 +233,7 @@ def running(machine: Machine) -> set[str]:
 @claim("S3")
 def test_a_switch_names_the_secret_that_cannot_be_decrypted(lacking: Lacking) -> None:
     what = f"secret {NEW} of agent {lacking.agent.name} (secrets/{NEW}.age) cannot be decrypted"
-    assert "exit code 3" in lacking.said and what in lacking.said
+    assert what in lacking.said
     assert "encrypt it for this host's key" in lacking.said
 
 
@@ -253,7 +253,12 @@ def test_the_other_agents_start(lacking: Lacking, agents: Mapping[str, Agent]) -
 
 
 @claim("S3")
-def test_at_boot_the_secret_is_named_too(lacking: Lacking) -> None:
+def test_at_boot_the_secret_is_named_too(lacking: Lacking, lab: Lab) -> None:
+    """By what decrypts: a unit of its own, or on NixOS its activation."""
+    if lab.guest.name == "nixos":
+        decrypting = lacking.journal.partition(f"-secrets/secrets/{NEW}.age")[2]
+        assert "no identity matched" in decrypting[:1000]
+        return
     assert f"secret {NEW} of agent {lacking.agent.name}" in lacking.journal
     assert lacking.machine.host.check_output("systemctl show -P Result tentaflake-secrets.service") == "exit-code"
 
@@ -275,7 +280,7 @@ def test_a_secret_that_can_no_longer_be_decrypted_keeps_its_value_and_its_agent(
         pytest.skip("no agent of this host has a secret")
     before = machine.run("docker inspect --format '{{.Id}}' $(docker ps -q)").check().text
     broken = {secret.file: for_somebody_else(b"whatever") for secret in plan.secrets.values()}
-    with pytest.raises(CommandFailed, match="keeps its old value"):
+    with pytest.raises(CommandFailed, match="cannot be decrypted"):
         lab.guest.activate(machine, plan, files_with(machine, plan, broken))
     assert machine.run("docker inspect --format '{{.Id}}' $(docker ps -q)").check().text == before
     for secret in plan.secrets.values():
