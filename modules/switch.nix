@@ -89,6 +89,19 @@ let
       fi
     '';
 
+  # The table as it will be loaded, with what else the host has in the same file; and Docker's settings: a Docker that does not
+  # take them is down before that is known, and every agent with it.
+  checkTable = ''
+    mkdir -p /var/lib/nftables
+    touch /var/lib/nftables/deletions.nft # which the file includes
+    ${lib.getExe' pkgs.nftables "nft"} --check --file ${lib.last config.systemd.services.nftables.serviceConfig.ExecStart}
+  '';
+  checkDocker = ''
+    ${lib.getExe' config.virtualisation.docker.package "dockerd"} --validate --config-file=${
+      (pkgs.formats.json { }).generate "daemon.json" config.virtualisation.docker.daemon.settings
+    }
+  '';
+
   # Puts the former system in force again, as a switch has noted it. Who calls it holds the lock.
   goBack = ''
     go_back() {
@@ -164,6 +177,8 @@ in
     system.preSwitchChecks = {
       tentaflake-state = lib.mkIf (agents != [ ]) checkKept;
       tentaflake-secrets = lib.mkIf (plan.secrets != { }) checkSecrets;
+      tentaflake-table = checkTable;
+      tentaflake-docker = lib.mkIf config.virtualisation.docker.enable checkDocker;
     };
     systemd.tmpfiles.settings."10-tentaflake-agents" =
       lib.listToAttrs (map remember agents)

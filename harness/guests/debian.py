@@ -85,7 +85,13 @@ busybox mount -t devtmpfs none /dev
 for module in {modules}; do busybox insmod /$module.ko || :; done # another kernel may have them built in
 busybox mount -t ext4 -o rw,usrquota /dev/vda /root
 busybox mount --move /dev /root/dev
-exec /bin/busybox switch_root /root {init}
+busybox mount -t proc none /proc
+program={init}
+for word in $(busybox cat /proc/cmdline); do
+  case $word in init=*) program=${{word#init=}} ;; esac
+done
+busybox umount /proc
+exec /bin/busybox switch_root /root $program
 """
 PROBE_IMAGE = "usr/lib/tentaflake/probe.tar"
 ARCHIVE = "/var/tmp/image.tar.gz"
@@ -370,7 +376,7 @@ def pack_initrd(busybox: bytes, modules: Mapping[str, bytes], program: str = "/s
     Debian's own starts a udev for it, and takes a sixth of a boot.
     """
     files = [Entry(f"{name}.ko", FILE, module) for name, module in modules.items()]
-    directories = [Entry(name, DIRECTORY) for name in ("bin", "dev", "root")]
+    directories = [Entry(name, DIRECTORY) for name in ("bin", "dev", "proc", "root")]
     init = Entry("init", PROGRAM, INIT.format(modules=" ".join(modules), init=program).encode())
     return pack_initramfs([*directories, Entry("bin/busybox", PROGRAM, busybox), init, *files])
 

@@ -13,7 +13,7 @@ from harness.guests.canaries import canaries
 from harness.guests.peers import Network
 from harness.lab import Lab
 from harness.plugin import track_machine, track_network
-from harness.policy import Agent, AgentSecret, Plan, Secret, evaluate_many
+from harness.policy import Agent, AgentSecret, Plan, Secret, evaluate_many, evaluate_specs
 from harness.probes.attempts import order
 from harness.probes.containers import container_id
 from harness.probes.crashes import Crash, crash_all
@@ -226,6 +226,28 @@ def kept_agents(plan: Plan) -> list[Agent]:
 def identity_of(agents: list[Agent]) -> str:
     """A script that prints uid, gid and files, inode for inode."""
     return IDENTITY.format(users=" ".join(agent.user for agent in agents))
+
+
+@pytest.fixture(scope="session")
+def small_plans(lab: Lab) -> tuple[Plan, Plan]:
+    """An agent runs in both and stays. Of those that do not run one goes, one comes and one is changed.
+
+    The host under test is not asked: containers and the speech server take their time to start, and here there are many
+    switches.
+    """
+    stays = {"name": "stays", "egress": "internet"}
+    goes, comes = {"name": "goes", "autoStart": False}, {"name": "comes", "autoStart": False, "publish": [9090]}
+    changes = {"name": "changes", "autoStart": False}
+    one = evaluate_specs([stays, goes, changes])
+    other = evaluate_specs([stays, comes, changes | {"settings": {"changed": True}}])
+    return lab.adapt(one), lab.adapt(other)
+
+
+@pytest.fixture
+def small_machine(request: pytest.FixtureRequest, lab: Lab, small_plans: tuple[Plan, Plan]) -> Iterator[Machine]:
+    """The first of ``small_plans`` is in force."""
+    with track_machine(request.config, lab.machine(small_plans[0])) as made:
+        yield made
 
 
 CRASHES = "/root/crashes.json"

@@ -236,7 +236,7 @@ def test_no_agent_inherits_the_state_of_a_removed_one(
 
 @claim("X3")
 def test_purging_deletes_a_removed_agents_state_and_nobody_elses(
-    lab: Lab, fleet_stage: Template, agents: Mapping[str, Agent], request: pytest.FixtureRequest
+    activation: None, lab: Lab, fleet_stage: Template, agents: Mapping[str, Agent], request: pytest.FixtureRequest
 ) -> None:
     with track_machine(request.config, lab.fork(fleet_stage)) as machine:
         host, present, fleet = machine.host, next(iter(agents.values())), fleet_of(machine)
@@ -281,27 +281,17 @@ def test_a_rollback_goes_to_any_generation_that_is_kept(
 
 
 @pytest.fixture(scope="session")
-def small_plans(lab: Lab) -> tuple[Plan, Plan]:
-    """An agent runs in both and stays. Of those that do not run one goes, one comes and one is changed.
-
-    The host under test is not asked: containers and the speech server take their time to start, and here there are many
-    switches. ``busy_plans`` have both.
-    """
-    stays = {"name": "stays", "egress": "internet"}
-    goes, comes = {"name": "goes", "autoStart": False}, {"name": "comes", "autoStart": False, "publish": [9090]}
-    changes = {"name": "changes", "autoStart": False}
-    one = evaluate_specs([stays, goes, changes])
-    other = evaluate_specs([stays, comes, changes | {"settings": {"changed": True}}])
-    return lab.adapt(one), lab.adapt(other)
+def activation(request: pytest.FixtureRequest, lab: Lab) -> None:
+    """For tests of the activation program, which NixOS has none of: tests/contract/test_nixos_switch.py has its own."""
+    if lab.guest.name != "debian":
+        skip_inapplicable(request, f"the {lab.guest.name} guest is switched by another program")
 
 
 @pytest.fixture
-def small_machine(request: pytest.FixtureRequest, lab: Lab, small_plans: tuple[Plan, Plan]) -> Iterator[Machine]:
-    """The first of ``small_plans`` is in force, and the other there to be switched to, and killed."""
-    one, other = small_plans
-    with track_machine(request.config, lab.machine(one)) as made:
-        prepare_kills(made, other)
-        yield made
+def killed_machine(activation: None, small_machine: Machine, small_plans: tuple[Plan, Plan]) -> Machine:
+    """The same, where the other plan is there to be switched to, and killed."""
+    prepare_kills(small_machine, small_plans[1])
+    return small_machine
 
 
 @claim("X2")
@@ -325,17 +315,17 @@ def check_unchanged(machine: Machine, before: Snapshot, stays: Agent, process: d
 @claim("X2")
 @pytest.mark.recorded
 def test_a_switch_that_is_killed_before_any_of_its_steps_leaves_the_former_host_in_charge(
-    small_machine: Machine, small_plans: tuple[Plan, Plan]
+    killed_machine: Machine, small_plans: tuple[Plan, Plan]
 ) -> None:
     """It goes back by itself, each time from the host that the last kill and the way back have left.
 
     On a model, tests/unit/test_activate_on_a_model.py kills it at its writes to files too.
     """
-    host, stays = small_machine.host, [small_plans[0].agents["stays"]]
+    host, stays = killed_machine.host, [small_plans[0].agents["stays"]]
     before, process = take_snapshot(host), who_runs(host, stays)
     wrong: list[str] = []
     steps: list[str] = []
-    while (step := kill_switch(small_machine, len(steps))) is not None:
+    while (step := kill_switch(killed_machine, len(steps))) is not None:
         host.check_output(
             "systemctl start tentaflake-recover.service", timeout=BOOT_TIMEOUT
         )  # waits for it, if it is at work already
@@ -387,7 +377,7 @@ def busy_plans(lab: Lab) -> tuple[Plan, Plan]:
 
 
 @pytest.fixture(scope="session")
-def busy_stage(lab: Lab, busy_plans: tuple[Plan, Plan]) -> Template:
+def busy_stage(activation: None, lab: Lab, busy_plans: tuple[Plan, Plan]) -> Template:
     """The first of ``busy_plans`` is in force, and nobody goes back but who is told to."""
     one, other = busy_plans
 
@@ -497,7 +487,7 @@ def test_after_a_kill_between_the_hosts_own_services_they_are_as_before(
 @claim("X2")
 @pytest.mark.parametrize("breakage", ["a table that nft refuses", "settings that Docker refuses", "a disk that fails"])
 def test_a_switch_that_fails_leaves_the_former_host_in_charge(
-    small_machine: Machine, small_plans: tuple[Plan, Plan], lab: Lab, breakage: str
+    activation: None, small_machine: Machine, small_plans: tuple[Plan, Plan], lab: Lab, breakage: str
 ) -> None:
     """And the next one works. With the disk, going back fails too: it is done as soon as it can be."""
     host, (one, other) = small_machine.host, small_plans
@@ -528,23 +518,23 @@ def wait_booted(machine: Machine) -> None:
 
 @claim("X2")
 @pytest.mark.recorded
-def test_a_boot_after_a_switch_that_was_killed_has_the_former_host(small_machine: Machine) -> None:
+def test_a_boot_after_a_switch_that_was_killed_has_the_former_host(killed_machine: Machine) -> None:
     """The power fails when the link names the new generation already."""
-    host = small_machine.host
+    host = killed_machine.host
     before, current = take_snapshot(host), host.check_output("readlink /var/lib/tentaflake/current")
     forbid_recovery(host)
-    assert kill_switch(small_machine, "daemon-reload")
+    assert kill_switch(killed_machine, "daemon-reload")
     assert host.check_output("readlink /var/lib/tentaflake/current") != current  # the control: it is behind that step
     host.check_output("sync")
-    small_machine.power_cycle(BOOT_TIMEOUT)
-    wait_booted(small_machine)
+    killed_machine.power_cycle(BOOT_TIMEOUT)
+    wait_booted(killed_machine)
     assert differences(before, take_snapshot(host)) == []
 
 
 @claim("X2")
 @pytest.mark.recorded
 def test_a_generation_can_be_chosen_at_boot(
-    request: pytest.FixtureRequest, small_machine: Machine, lab: Lab, small_plans: tuple[Plan, Plan]
+    request: pytest.FixtureRequest, activation: None, small_machine: Machine, lab: Lab, small_plans: tuple[Plan, Plan]
 ) -> None:
     """By a word on the kernel's command line, as a boot menu's entry has it."""
     host = small_machine.host
