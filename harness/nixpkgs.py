@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,21 @@ def _found(command: list[str]) -> Path | None:
         return Path(run_nix(command, subject="nixpkgs").decode().strip())
     except PolicyError:
         return None
+
+
+def describe_nixpkgs(source: Path | None) -> str:
+    """Which nixpkgs a system is made with, and whether it is the one that flake.lock has; None is that very one."""
+    locked = json.loads(LOCK.read_text())["nodes"]["nixpkgs"]["locked"]["rev"]
+    if source is None:
+        return f"nixpkgs at the locked revision, {locked[:12]}"
+    version = (source / ".version").read_text().strip() if (source / ".version").is_file() else "of unknown version"
+    git = ["git", "-C", str(source), "rev-parse", "--show-toplevel", "HEAD"]
+    done = subprocess.run(git, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    top, revision = done.stdout.split() if done.returncode == 0 else ("", "")
+    if Path(top or "/") != source.resolve():  # in somebody else's repository, or in none
+        return f"nixpkgs {version} of unknown revision, where {locked[:12]} is locked"
+    which = "the locked revision" if revision == locked else f"where {locked[:12]} is locked"
+    return f"nixpkgs {version} at {revision[:12]}, {which}"
 
 
 def whole_obstacle(nixpkgs: Path) -> str | None:

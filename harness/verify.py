@@ -167,6 +167,7 @@ def describe_image(lab: Lab) -> dict[str, str]:
         "suite": str(manifest.get("suite", "")),
         "recipe": lab.guest.key(),
         "packages": key_of(packages=manifest.get("packages", {})),
+        **({"nixos": manifest["nixos"]} if "nixos" in manifest else {}),
         "hardware": f"{lab.settings.cpus} cpus, {lab.settings.memory} MiB",
         **({"kernel": lab.image.key} if lab.image.has_foreign_kernel else {}),
     }

@@ -24,7 +24,7 @@ from harness.guests import oci, probe_image
 from harness.guests.addresses import HOST, INTERNET, RESOLVERS
 from harness.guests.canaries import canaries
 from harness.guests.debian import COMMAND_LINE, DISK_SIZE, SHELL, DebianGuest, host_key, wait_booted
-from harness.nixpkgs import STORE
+from harness.nixpkgs import STORE, describe_nixpkgs
 from harness.policy import REPOSITORY, Plan, evaluate_many, host_of, reason_of, run_nix, specs_of
 from harness.progress import step
 from harness.vm.image import Image
@@ -231,7 +231,9 @@ def _make_image(directory: Path) -> None:
             done = subprocess.run(command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, check=False)
             if done.returncode:
                 raise HarnessError(f"{' '.join(command)} failed: {done.stderr.decode(errors='replace').strip()}")
-    write_manifest(directory, {"suite": "unstable", "packages": {"system": (built / "toplevel").read_text().strip()}})
+    system = (built / "toplevel").read_text().strip()
+    said = {"suite": "unstable", "packages": {"system": system}, "nixos": describe_nixpkgs(None)}
+    write_manifest(directory, said)
 
 
 def write_manifest(directory: Path, said: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from harness.guests.nixos import (
     write_manifest,
 )
 from harness.guests.workshop import FILES, Workshop, find_obstacle, open_workshop
+from harness.nixpkgs import describe_nixpkgs
 from harness.policy import REPOSITORY, Plan
 from harness.progress import step
 from harness.vm import initramfs
@@ -71,4 +72,6 @@ class DebianNixosGuest(NixosGuest):
             found = self.workshop.find_modules(wanted(empty_plan()))
             modules = {name: lzma.decompress(path.read_bytes()) for name, path in found.items()}
             (directory / "initrd").write_bytes(pack_initrd(busybox, modules, f"{PROFILE}/init"))
-        write_manifest(directory, {"suite": f"of Debian {workshop.SUITE.name}", "packages": {"system": system}})
+        made_of = f"{describe_nixpkgs(self.workshop.nixpkgs)}, with packages of Debian {workshop.SUITE.name}"
+        said = {"suite": f"of Debian {workshop.SUITE.name}", "packages": {"system": system}, "nixos": made_of}
+        write_manifest(directory, said)

@@ -305,10 +305,16 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
             + (f", from {verdict.parts} shards" if verdict.parts else ""),
         )
     )
-    for sentence in (describe_pairs(verdict), describe_part(verdict)):
+    for sentence in (describe_nixos(verdict), describe_pairs(verdict), describe_part(verdict)):
         if sentence:
             console.print(sentence, soft_wrap=True)
     print_records(console, verdict)
+
+
+def describe_nixos(verdict: Verdict) -> str:
+    """Which NixOS was attacked, in one sentence; nothing where another guest was."""
+    made_of = verdict.image.get("nixos", "")
+    return f"NixOS of {made_of}: docs/nixos.md says what is true to NixOS in it." if made_of else ""
 
 
 def describe_part(verdict: Verdict) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-from harness.report import Verdict, describe_pairs, describe_part
+from harness.report import Verdict, describe_nixos, describe_pairs, describe_part
 
 
 def summary_of(verdict: Verdict) -> str:
@@ -19,6 +19,7 @@ def summary_of(verdict: Verdict) -> str:
         f"{len(verdict.matrix)} attempts in {verdict.timings['total']:.0f} s, {where}: {plain(accelerator['reason'])}"
         + (f", from {verdict.parts} shards" if verdict.parts else ""),
         "",
+        *([plain(describe_nixos(verdict)), ""] if describe_nixos(verdict) else []),
         *([plain(describe_pairs(verdict)), ""] if describe_pairs(verdict) else []),
         *([plain(describe_part(verdict)), ""] if verdict.is_part else []),
         "| claim | verdict | tests | |",
