@@ -67,6 +67,12 @@ def _signal(attacker: Attacker, pid: int) -> str:
     return f"[ -e /proc/{pid} ] || {{ {send}; }}" if attacker.is_inside else send
 
 
+# Where a generation has them, and where NixOS has a link to them.
+CHANGE_SETTINGS = """
+: >> /var/lib/tentaflake/current/audit.json && won
+cd /etc/hermes-auditd && cp -a config.json other.json && mv other.json config.json && won"""
+
+
 WAYS = [
     Way("read the record", lambda *_: f"head -c 100 {DATABASE}", "SQLite format 3"),
     Way("read the record's log", lambda *_: f"head -c 1 {DATABASE}-wal > /dev/null && won"),
@@ -82,7 +88,7 @@ WAYS = [
     ),
     Way("link to the record", _link),
     Way("lock the record", _lock, origins=("uid",)),
-    Way("change the daemon's settings", lambda *_: ": >> /var/lib/tentaflake/current/audit.json && won"),
+    Way("change the daemon's settings", lambda *_: CHANGE_SETTINGS),
     Way("send the daemon a signal", _signal),
     Way("take the daemon's processor", lambda _, pid: f"renice -n 0 -p {pid} && won"),
     Way("read the daemon's environment", lambda _, pid: f"tr '\\0' '\\n' < /proc/{pid}/environ", "NOTIFY_SOCKET="),

@@ -13,17 +13,20 @@ from harness.probes.attempts import Attacker, quote
 
 HOST = "host"
 """The name of the host itself as a target: a root process and a root directory that stand for all of them."""
+ENCRYPTED = "/var/lib/tentaflake/current/secrets"
 
 
 @dataclass(frozen=True)
 class Secrets:
     """A target's secrets: ``paths`` on the host and in its container. ``value`` is one that it shares with nobody,
-    empty when it has none; ``variable`` likewise, of one that is in its environment.
+    empty when it has none; ``variable`` likewise, of one that is in its environment. ``encrypted`` is where the host
+    has them as age files, if it keeps those from its users.
     """
 
     paths: Sequence[str] = ()
     value: str = ""
     variable: str = ""
+    encrypted: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,12 @@ def _find_secrets(host: Host, plan: Plan, planted: str) -> dict[str, Secrets]:
         "set -eu; cd /run/agenix; umask 277; pwd -P",
         f"echo {planted} > decoy",
         f'for name in {names}; do base64 -w 0 "$name"; echo; done',
+        f"ls -d {ENCRYPTED} 2> /dev/null || echo -",
     ]
-    directory, *values = host.check_output("sh -c %s", "\n".join(lines)).splitlines()
+    directory, *values, encrypted = host.check_output("sh -c %s", "\n".join(lines)).splitlines()
     value = dict(zip(plan.secrets, (base64.b64decode(text).decode() for text in values), strict=True))
     own = ["/run/agenix/decoy", f"{directory}/decoy", plan.host.secrets_identity]
-    found = {HOST: Secrets(own, planted, planted)}
+    found = {HOST: Secrets(own, planted, planted, encrypted.strip("-"))}
     for agent in plan.agents.values():
         unshared = [secret for secret in agent.secrets if not secret.shared]
         paths = [path for each in agent.secrets for path in (each.path, f"{directory}/{each.id}")]

@@ -23,7 +23,7 @@ class Way:
     """One way to try. ``name`` reads after "can": "A can <name> of B".
 
     ``host_only``: the only target is the host, for what agents may not even do to themselves. ``aims_at``: whether a
-    target has what is sought; the host has.
+    target has what is sought. Where the host has not, there is no control, and nobody tries.
     """
 
     name: str
@@ -36,7 +36,8 @@ class Way:
 
     def attempts(self, attackers: Iterable[Attacker], stage: dict[str, Target]) -> Iterator[Attempt]:
         """Every attacker on the host and on others; by the same script agents reach themselves, and root the host."""
-        for attacker, target in [*self._pairs(attackers, stage), (ROOT, stage[HOST])]:
+        controls = [(ROOT, stage[HOST])] if self.aims_at(stage[HOST]) else []
+        for attacker, target in [*self._pairs(attackers, stage), *controls]:
             own = attacker is ROOT or (attacker.agent is not None and attacker.agent.name == target.name)
             yield Attempt(
                 claim=self.claim,
@@ -51,7 +52,8 @@ class Way:
     def _pairs(self, attackers: Iterable[Attacker], stage: dict[str, Target]) -> Iterator[tuple[Attacker, Target]]:
         tried_from = [attacker for attacker in attackers if self.is_for(attacker)]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(each.owner for each in tried_from))}
-        targets = [stage[HOST]] if self.host_only else [each for each in stage.values() if self.aims_at(each)]
+        possible = [stage[HOST]] if self.host_only else stage.values()
+        targets = [each for each in possible if self.aims_at(each)]
         agents = [target.name for target in targets if target.name != HOST]
         for attacker in tried_from:
             own = attacker.owner
@@ -304,9 +306,10 @@ def list_secrets(attacker: Attacker, target: Target) -> str:
     return "for d in /run/agenix/ /run/agenix.d/; do ls $d && won; done"
 
 
-@way("read the encrypted secrets", claim="S1", host_only=True)
+@way("read the encrypted secrets", claim="S1", host_only=True, aims_at=lambda target: target.secrets.encrypted)
 def read_encrypted(attacker: Attacker, target: Target) -> str:
-    return "ls /var/lib/tentaflake/current/ && won"
+    """Not on NixOS, where every user can read them, as all that is in the store."""
+    return f"ls {target.secrets.encrypted} && won"
 
 
 # --- C1, C2, C4: out of the container ------------------------------------------------------------------------
@@ -351,7 +354,7 @@ def use_docker_socket(attacker: Attacker, target: Target) -> str:
 
 @way("use the containerd socket", claim="C4", host_only=True)
 def use_containerd_socket(attacker: Attacker, target: Target) -> str:
-    return "[ -w /run/containerd/containerd.sock ] && won"
+    return "for d in /run /run/docker; do [ -w $d/containerd/containerd.sock ] && won; done"
 
 
 @way("make the root file system writable", claim="C2", origins=CONTAINER, host_only=True)

@@ -86,8 +86,8 @@ printf x%s "$value" | base64 > /root/planted-base64
 printf %s "$value" | od -An -v -tx1 | tr -d ' \\n' > /root/planted-hex
 printf %s "$value" > /run/planted
 printf 'said %s %0600d\\n' "$value" 0 | systemd-cat -t planted; journalctl --sync
-unit='[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=/bin/true\\nEnvironment=V=%s\\n'
-printf "$unit" "$value" > /etc/systemd/system/planted.service
+unit='[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=/bin/sh -c :\\nEnvironment=V=%s\\n'
+mkdir -p /etc/systemd/system.control && printf "$unit" "$value" > /etc/systemd/system.control/planted.service
 systemctl daemon-reload; systemctl start planted.service
 mkdir /root/planted && printf %s "$value" > /root/planted/file
 tar -C /root/planted -c . | docker import --change "LABEL v=$value" - planted:latest > /dev/null
@@ -173,7 +173,8 @@ def judge(hits: Sequence[Hit], *controls: str) -> None:
     """No canary was found, and what was planted was, at each of these places."""
     assert [hit for hit in hits if hit.value != "planted"] == [], shown(hits)
     for place in controls:
-        if not any(hit.place.startswith(place) for hit in hits):
+        # A containerd that is Docker's own has its files there.
+        if not any(hit.place.replace("/lib/docker/containerd", "/lib/containerd").startswith(place) for hit in hits):
             raise ControlFailed(f"the search did not find what was planted: {place}; it found\n  {shown(hits)}")
 
 
