@@ -72,9 +72,10 @@ class Attacker:
         if self.origin == "container":
             return f"order {quote(self.agent.state_dir)} {self.agent.uid} {script}"
         identity = f"--reuid={self.agent.uid} --regid={self.agent.gid} --clear-groups"
-        return f"env -i PATH=/usr/bin:/bin:/usr/sbin:/sbin setpriv {identity} {SHELL} < {script}"
+        return f"env -i PATH={PATH} setpriv {identity} {SHELL} < {script}"
 
 
+PATH = "/usr/bin:/bin:/usr/sbin:/sbin:/run/current-system/sw/bin"
 SHELL = "busybox sh"
 """On the host too: its own applets cost a fork, not the loading of a program."""
 # Has the probe image's agent run a script: $1 state directory, $2 uid, $3 script (see probe_image.AGENT).

@@ -14,6 +14,8 @@ from harness.probes.attempts import Attacker, quote
 HOST = "host"
 """The name of the host itself as a target: a root process and a root directory that stand for all of them."""
 ENCRYPTED = "/var/lib/tentaflake/current/secrets"
+NIX_DAEMON = "/nix/var/nix/daemon-socket/socket"
+"""nix-daemon(8)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Target:
 
     ``known`` is the content of the file ``<directory>/known``, ``listed`` the name of an empty file in it.
     ``pids`` are its processes as the host numbers them, the first one first; ``all_pids`` the first
-    process of every target on this stage.
+    process of every target on this stage. ``nix_daemon`` is the socket of the host's Nix daemon, if it has one.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Target:
     pids: Sequence[int]
     all_pids: Sequence[int]
     secrets: Secrets = Secrets()
+    nix_daemon: str = ""
 
 
 def set_stage(host: Host, plan: Plan, attackers: Sequence[Attacker]) -> dict[str, Target]:
@@ -75,15 +78,23 @@ def set_stage(host: Host, plan: Plan, attackers: Sequence[Attacker]) -> dict[str
             f'{as_agent} sh -euc "$plant" sh {quote(directory)} {" ".join(tokens[name])}',
             f"echo $(pgrep -o -u {uid}) $(pgrep -u {uid})",
         ]
+    lines.append(f"ls {NIX_DAEMON} 2> /dev/null || echo -")
     done = host.run("sh -c %s", "\n".join(lines))
-    rows = [[int(pid) for pid in line.split()] for line in done.stdout.splitlines()]
+    *printed, daemon = done.stdout.splitlines() or [""]
+    rows = [[int(pid) for pid in line.split()] for line in printed]
     if done.rc != 0 or len(rows) != len(tokens) or not all(row and row[0] > 0 for row in rows):
         raise HarnessError(f"the stage could not be set: {done.stderr.strip() or done.stdout}")
     directories = {HOST: decoy} | {name: owner[0] for name, owner in owners.items()}
     hidden = _find_secrets(host, plan, secret)
     return {
         name: Target(
-            name, directories[name], *tokens[name], pids=row, all_pids=[each[0] for each in rows], secrets=hidden[name]
+            name,
+            directories[name],
+            *tokens[name],
+            pids=row,
+            all_pids=[each[0] for each in rows],
+            secrets=hidden[name],
+            nix_daemon=daemon.strip("-") if name == HOST else "",
         )
         for name, row in zip([HOST, *owners], rows, strict=True)
     }

@@ -312,6 +312,31 @@ def read_encrypted(attacker: Attacker, target: Target) -> str:
     return f"ls {target.secrets.encrypted} && won"
 
 
+# --- D3, D4: by the Nix daemon, which builds for others, and whose store all can read ---------------------------
+
+
+def nix_daemon(target: Target) -> str:
+    return target.nix_daemon
+
+
+UID: tuple[Origin, ...] = ("uid",)
+
+
+@way("add to the Nix store", claim="D3", origins=UID, host_only=True, aims_at=nix_daemon)
+def add_to_store(attacker: Attacker, target: Target) -> str:
+    file = f"/tmp/for-the-store.{attacker.slug}"
+    return f"echo {attacker.slug} > {file}; NIX_REMOTE=daemon nix-store --add {file} && won"
+
+
+@way("have the Nix daemon build", claim="D4", origins=UID, host_only=True, aims_at=nix_daemon)
+def have_built(attacker: Attacker, target: Target) -> str:
+    """Outside of every limit that the agent has."""
+    command = 'args = [ "-c" "echo > $out" ]'
+    derivation = f'derivation {{ name = "{attacker.slug}"; system = "x86_64-linux"; builder = "/bin/sh"; {command}; }}'
+    build = f"nix-build --no-out-link --expr {quote(derivation)} --option sandbox false"
+    return f"NIX_REMOTE=daemon HOME=/tmp {build} && won"
+
+
 # --- C1, C2, C4: out of the container ------------------------------------------------------------------------
 
 CONTAINER: tuple[Origin, ...] = ("container",)

@@ -43,6 +43,12 @@ def test_agent_cannot_reach_the_files_of_others(way: str, outcomes: Callable[...
 
 
 @claim("D3")
+@pytest.mark.parametrize("way", [way.name for way in find_ways("D3")])
+def test_agent_cannot_use_what_serves_all(way: str, outcomes: Callable[..., None]) -> None:
+    outcomes(way)
+
+
+@claim("D3")
 @pytest.mark.parametrize("way", [place.way for place in PLACES])
 def test_agent_cannot_leave_anything_that_a_neighbour_finds(way: str, outcomes: Callable[..., None]) -> None:
     outcomes(way)

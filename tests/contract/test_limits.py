@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import pytest
@@ -16,6 +16,7 @@ from harness.probes.attempts import Attacker, order, quote
 from harness.probes.containers import main_pid
 from harness.probes.exhaustion import Health, background, measure, order_when_full
 from harness.probes.programs import Answers, cgroup, counters, start_inside, wait_until
+from harness.probes.ways import find_ways
 from harness.vm.machine import Machine
 
 claim = pytest.mark.claim
@@ -127,6 +128,12 @@ def test_no_agent_may_swap(machine: Machine, lab: Lab, agents: Mapping[str, Agen
             lab.guest.wait_agents(machine)
         for agent in agents.values():
             assert "0" in allowed(cgroup(machine, agent)), agent.name
+
+
+@claim("D4")
+@pytest.mark.parametrize("way", [way.name for way in find_ways("D4")])
+def test_agent_cannot_have_others_work_for_it(way: str, outcomes: Callable[..., None]) -> None:
+    outcomes(way)
 
 
 @claim("D4")
