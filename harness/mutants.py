@@ -846,6 +846,16 @@ _mutant(
     tests=[GETS_THROUGH.format("F3-look up a name")],
     moment="before",
 )
+_mutant(
+    "asks-agents-for-an-address",
+    "F3",
+    "The host is a DHCP client on agents' bridges, and believes routers there.",
+    InGuest("""
+mkdir -p /run/systemd/network && cd /run/systemd/network
+printf '[Match]\\nName=h-*\\n[Network]\\nDHCP=ipv4\\nIPv6AcceptRA=yes\\nKeepConfiguration=yes\\n' > 00-asks.network
+networkctl reload"""),
+    tests=["test_an_agent_gives_the_host_no_address_route_or_name_server"],
+)
 for name, network in (
     ("private-10", "10.0.0.0/8"),
     ("private-172", "172.16.0.0/12"),

@@ -31,7 +31,7 @@ SWITCH_PROGRAM = "pkgs/by-name/sw/switch-to-configuration-ng"
 # What the system is made of; and what only Nix needs to build it.
 SYSTEM_PACKAGES = """
     acl age attr bash busybox-static bzip2 ca-certificates containerd coreutils cpio crun curl dash dbus
-    dbus-bin dbus-daemon dbus-user-session debianutils diffutils dmsetup dnsmasq-base docker-cli docker.io
+    dbus-bin dbus-daemon dbus-user-session debianutils dhcpcd-base diffutils dmsetup dnsmasq-base docker-cli docker.io
     dosfstools e2fsprogs fdisk file findutils gawk grep gzip iproute2 iptables iputils-ping jq kmod lastlog2
     less libc-bin libcap2-bin libfile-slurp-perl libjson-perl libpam-lastlog2 libpam-modules libpam-runtime
     libpam-systemd linux-image-cloud-amd64 login login.defs mount ncurses-bin netbase nftables nix-bin

@@ -11,8 +11,9 @@ from harness.contract import ControlFailed
 from harness.guests.addresses import HOST
 from harness.guests.peers import Peer
 from harness.pace import stretch
-from harness.policy import Plan
+from harness.policy import Agent, Plan
 from harness.probes.network import WAYS
+from harness.probes.rogue import CONTROL, read_beliefs, start_rogues, wait_control
 from harness.vm.machine import Machine
 from tests.contract.conftest import Changed
 
@@ -96,6 +97,15 @@ def test_a_scan_of_every_port_finds_only_those_that_the_host_opens(machine: Mach
         plan.host.allowed_tcp_ports
     )
     assert re.findall(r"^\d+/udp +open ", said, re.MULTILINE) == []
+
+
+@claim("F3")
+@pytest.mark.recorded
+def test_an_agent_gives_the_host_no_address_route_or_name_server(machine: Machine, agents: Mapping[str, Agent]) -> None:
+    """By DHCP and router advertisements, as root of its network namespace. On another wire the host believes both."""
+    start_rogues(machine, list(agents.values()))
+    wait_control(machine)
+    assert read_beliefs(machine).keys() == {CONTROL}
 
 
 @claim("N1")

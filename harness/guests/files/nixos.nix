@@ -45,7 +45,7 @@ in
 
   networking = {
     usePredictableInterfaceNames = false;
-    useDHCP = false;
+    dhcpcd.wait = "background"; # NixOS' own client, which asks on every interface that is neither configured nor denied
     interfaces.eth0 = {
       ipv4.addresses = [
         {

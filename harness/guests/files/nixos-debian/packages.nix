@@ -234,6 +234,7 @@ plain [
       ${alias [ "daemon" ]}
     '';
   };
+  dhcpcd = debian "dhcpcd" { packages = [ "dhcpcd-base" ]; };
   dnsmasq = debian "dnsmasq" { packages = [ "dnsmasq-base" ]; };
   # As nixpkgs has it: what the daemon starts is in its own PATH.
   docker = debian "docker" {
