@@ -164,6 +164,7 @@ in
       freeformType = types.attrsOf types.anything;
       options.options = strings;
     };
+    nix.package = option types.package;
     nix.settings.allowed-users = optional (types.listOf types.str) [ "*" ];
     networking.dhcpcd.denyInterfaces = strings;
     networking.networkmanager.unmanaged = strings;
@@ -187,6 +188,10 @@ in
     services.tailscale.enable = flag;
     services.tailscale.interfaceName = optional types.str "tailscale0";
 
+    system.activatableSystemBuilderCommands = optional types.lines "";
+    system.preSwitchChecks = optional (types.attrsOf types.str) { };
+    system.switch.enable = optional types.bool true;
+    systemd.package = option types.package;
     systemd.services = many service;
     systemd.slices = many {
       options = unit // {
@@ -227,6 +232,7 @@ in
     ]) "podman";
     virtualisation.oci-containers.containers = many container;
 
+    age.ageBin = optional types.str "age";
     age.identityPaths = optional (types.listOf types.path) [ ];
     age.secrets = many ageSecret;
   };

@@ -13,6 +13,7 @@ let
     "crun"
     "docker"
     "findutils"
+    "gnused"
     "iproute2"
     "jq"
     "linuxquota"
@@ -30,6 +31,7 @@ lib.genAttrs names package
   linkFarm = name: _: package name;
   symlinkJoin = { name, ... }: package name;
   writeShellScript = script;
+  writeText = script;
   writeShellApplication = { name, text, ... }: script name text;
   formats.json = _: {
     type = lib.types.attrsOf lib.types.anything;
