@@ -111,8 +111,8 @@ let
         number=$(for link in $profile-*-link; do
           [ "$(readlink -f "$link")" != "$former" ] || echo "$link"
         done | sed 's/.*-\([0-9]*\)-link$/\1/' | sort -n | tail -n 1)
-        ${lib.getExe' config.nix.package "nix-env"} --profile $profile \
-          ''${number:+--switch-generation "$number"} ''${number:---set "$former"}
+        if [ -n "$number" ]; then set -- --switch-generation "$number"; else set -- --set "$former"; fi
+        ${lib.getExe' config.nix.package "nix-env"} --profile $profile "$@"
       fi
       TENTAFLAKE_GOES_BACK=1 NIXOS_NO_CHECK=1 "$former/bin/switch-to-configuration" "$action" || return
       rm ${state}/switching

@@ -44,6 +44,7 @@ in
   environment.ldso32 = lib.mkForce null;
   environment.binsh = lib.mkForce "/usr/bin/bash";
   environment.usrbinenv = "/usr/libexec/env"; # a copy (workshop.py): NixOS makes a link to it, in the original's place
+  systemd.services.dhcpcd.serviceConfig.SystemCallFilter = lib.mkForce [ ]; # Debian's drops privileges that it does not have
   systemd.services.sshd.serviceConfig.RuntimeDirectory = "sshd"; # where Debian's OpenSSH separates its privileges
 
   services.hermes-auditd.package = python "hermes-auditd" ../../../../modules/auditd/hermes_auditd "" {
@@ -71,6 +72,7 @@ in
   environment.defaultPackages = lib.mkForce [ ];
   environment.stub-ld.enable = false;
   fonts.fontconfig.enable = false;
+  i18n.defaultLocale = "C.UTF-8";
   i18n.glibcLocales = pkgs.emptyDirectory;
   i18n.supportedLocales = lib.mkForce [ ];
   networking.nftables.checkRuleset = false; # at build time, by a kernel as a library
