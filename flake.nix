@@ -64,7 +64,6 @@
           python.pyyaml
           python.qemu-qmp
           python.rich
-          python.schemathesis
           python.soundfile
           python.soxr
           python.typer
@@ -77,7 +76,6 @@
         pkgs.git
         pkgs.iproute2
         pkgs.jq
-        pkgs.mmdebstrap
         pkgs.nftables
         pkgs.nix
         pkgs.openssh
@@ -94,6 +92,8 @@
           runtimeInputs = programs pkgs;
           text = ''
             export PYTHONPATH=${self} PYTHONDONTWRITEBYTECODE=1
+            # nixpkgs has no mmdebstrap, which makes the Debian guest.
+            export TENTAFLAKE_GUEST=''${TENTAFLAKE_GUEST:-nixos}
             exec python3 -P -m ${command} "$@"
           '';
         };

@@ -1,4 +1,4 @@
-"""What is true of a running host, setting by setting: what two hosts with one plan, a Debian and a NixOS, are compared by."""
+"""What is true of a running host, setting by setting: what two hosts of one plan are compared by."""
 
 from collections.abc import Mapping
 
@@ -12,10 +12,10 @@ from harness.probes.rules import rules_listing
 
 UNITS = ("nftables.service", "docker.service", "tentaflake-guard.timer", "tentaflake-routing.service", "hermes.slice")
 PROPERTIES = """
-    Type Restart RestartUSec StartLimitIntervalUSec Requires Wants PartOf After User Group DynamicUser UMask NoNewPrivileges
-    CapabilityBoundingSet AmbientCapabilities ProtectSystem ProtectHome PrivateDevices PrivateNetwork PrivateUsers PrivateTmp
-    PrivateMounts ProtectProc ProcSubset RestrictAddressFamilies RestrictNamespaces SystemCallFilter MemoryDenyWriteExecute
-    LimitNOFILE LimitNPROC MemoryMax MemorySwapMax TasksMax CPUQuotaPerSecUSec CPUWeight Nice OOMScoreAdjust ReadWritePaths
+    Type Restart RestartUSec StartLimitIntervalUSec Requires PartOf User Group DynamicUser UMask NoNewPrivileges
+    CapabilityBoundingSet AmbientCapabilities ProtectSystem ProtectHome PrivateDevices PrivateNetwork PrivateUsers
+    PrivateTmp PrivateMounts ProtectProc ProcSubset RestrictAddressFamilies RestrictNamespaces MemoryDenyWriteExecute
+    LimitNOFILE LimitNPROC MemoryMax MemorySwapMax TasksMax CPUQuotaPerSecUSec CPUWeight OOMScoreAdjust ReadWritePaths
     InaccessiblePaths BindReadOnlyPaths TemporaryFileSystem IPAddressAllow IPAddressDeny SocketBindDeny Slice KillMode
     TimersMonotonic LoadState ActiveState
 """.split()

@@ -56,6 +56,7 @@ in
       {
         tentaflake-tts = "tentaflake_tts.server";
       };
+  systemd.tmpfiles.settings."20-nix-daemon"."/nix/var/nix/daemon-socket".d.mode = "0755"; # which nixpkgs' Nix has itself
   systemd.tmpfiles.settings."20-guest-speech" = lib.mkForce { }; # they are in the tree
   services.tentaflake-tts.voices = [ "/usr/lib/tentaflake/voices" ];
 
