@@ -88,20 +88,20 @@ HANDLES = """\
     libc = ctypes.CDLL(None, use_errno=True)
 
     def until_refused(what, results):
-        count, reason = 0, ""
+        found, reason = [], ""
         for result in results:
             if result < 0:
                 reason = errno.errorcode[ctypes.get_errno()]
                 break
-            count += 1
-        print(json.dumps([what, count, reason]), flush=True)
+            found.append(result)
+        print(json.dumps([what, len(found), reason]), flush=True)
+        return found
 
     def below(directory):
         for at, _, files in os.walk(directory):
             yield from (os.fsencode(f"{at}/{name}") for name in files)
 
-    until_refused("instances", (libc.inotify_init() for _ in range(MOST)))
-    instance = 3
+    instance, *_ = until_refused("instances", (libc.inotify_init() for _ in range(MOST)))
     watched = itertools.islice((path for path in below("/usr") if os.access(path, os.R_OK)), MOST)
     until_refused("watches", (libc.inotify_add_watch(instance, path, 2) for path in watched))
     until_refused("descriptors", (libc.open(b"/dev/null", 0) for _ in range(MOST)))
