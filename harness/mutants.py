@@ -643,6 +643,14 @@ _mutant(
     tests=["test_a_killed_agent_restarts_and_its_neighbours_do_not_notice"],
 )
 _mutant(
+    "nobody-watches",
+    "C6",
+    "Nobody looks whether an agent runs that Docker takes for running.",
+    InGuest("unit_says tentaflake-watch.service '[Service]' ExecStart= ExecStart=/bin/true"),
+    tests=["test_an_agent_of_whose_crash_docker_does_not_hear_restarts"],
+    waits=True,
+)
+_mutant(
     "neighbour-stops-too",
     "C6",
     "When A starts again, as after a crash, B is stopped.",

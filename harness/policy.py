@@ -273,6 +273,7 @@ class Plan(_Struct, frozen=True):
     secrets: dict[str, Secret]
     nftables: Nftables
     nftables_check_sec: int
+    watch: str
     routing: Routing
     speech: Speech
     audit: Audit

@@ -209,6 +209,18 @@ in
     };
     systemd.services = lib.mkMerge [
       (forAgents mkService)
+      {
+        # Called with the firewall's guard, and not by it: this one waits for Docker.
+        tentaflake-watch = {
+          description = "Does every agent run that Docker takes for running?";
+          path = [
+            config.virtualisation.docker.package
+            pkgs.procps
+          ];
+          script = plan.watch;
+          serviceConfig.Type = "oneshot";
+        };
+      }
       (lib.mkIf (streams != { }) {
         # Not each agent at each of its starts: an image is gigabytes. Every start of an agent asks whether it is there.
         tentaflake-images = {

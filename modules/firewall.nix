@@ -95,6 +95,7 @@ in
 
     systemd.services.tentaflake-guard = {
       description = "Is the firewall of the agents still there?";
+      wants = [ "tentaflake-watch.service" ];
       after = [ "nftables.service" ];
       path = asking;
       script = plan.nftables.guard;

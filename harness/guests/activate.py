@@ -87,11 +87,13 @@ def render(plan: dict[str, Any]) -> Files:
         f"units/{plan['slice']['name']}": (0o644, slice_unit(plan)),
         "note-table": (0o600, plan["nftables"]["note"]),
         "guard-table": (0o600, plan["nftables"]["guard"]),
+        "watch-agents": (0o600, plan["watch"]),
         "units/nftables.service": (0o644, FIREWALL_UNIT),
         "units/tentaflake-secrets.service": (0o644, SECRETS_UNIT),
         "units/tentaflake-routing.service": (0o644, routing_unit(plan)),
         "units/tentaflake-guard.service": (0o644, GUARD_UNIT),
         "units/tentaflake-guard.timer": (0o644, guard_timer(plan)),
+        "units/tentaflake-watch.service": (0o644, WATCH_UNIT),
         "units/tentaflake.target": (0o644, target_unit(plan)),
         **host_units(plan),
     }
@@ -209,14 +211,24 @@ def routing_unit(plan: dict[str, Any]) -> str:
     )
 
 
-# Loads the table again when somebody has removed or changed it (docs/firewall.md).
+# Loads the table again when somebody has removed or changed it (docs/firewall.md). What it calls waits for Docker.
 GUARD_UNIT = f"""[Unit]
 Description=Is the firewall of the agents still there?
+Wants=tentaflake-watch.service
 After=nftables.service
 
 [Service]
 Type=oneshot
 ExecStart=/bin/sh {CURRENT}/guard-table
+"""
+
+
+WATCH_UNIT = f"""[Unit]
+Description=Does every agent run that Docker takes for running?
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh {CURRENT}/watch-agents
 """
 
 

@@ -26,6 +26,10 @@ OF_THE_HOST = {
     "dockerd": "kill -9 $(pgrep -o -x dockerd)",
     "a restart of Docker": "systemctl restart docker.service",
 }
+UNHEARD = "kill -9 $(pgrep -o -x containerd) $(ps -o ppid= -p $(pgrep -o -u {uid}))"
+"""An agent's shim and containerd, of whom Docker would hear that the agent has ended: nobody is left to say so."""
+UNHEARD_TIMEOUT = 180.0
+"""Seconds in which such an agent is back: three of the guard's looks and a stop and start under TCG."""
 SERVICES = {"containerd": "containerd", "docker": "dockerd"}
 """The processes of the host's that run agents, by the names of their programs."""
 
@@ -86,14 +90,32 @@ def crash(
     return Crash(what, agent.name if agent else None, before, look(host, agents))
 
 
+def crash_unheard(host: Host, agents: Mapping[str, Agent], agent: Agent) -> Crash:
+    """Kill an agent's shim and containerd at once; raises ``ClaimBroken`` when the agent does not come back."""
+    before = look(host, agents)
+    host.check_output(UNHEARD.format(uid=agent.uid))
+    wait_replaced(host, agents, before, ["containerd"], None)
+    try:
+        wait_replaced(host, agents, before, [agent.name], None, timeout=UNHEARD_TIMEOUT)
+    except HarnessError as error:
+        raise ClaimBroken(f"C6 is broken: {agent.name} has crashed, and nobody has noticed: {error}") from error
+    return Crash("its container's shim, and containerd", agent.name, before, look(host, agents))
+
+
 def wait_replaced(
-    host: Host, agents: Mapping[str, Agent], before: Seen, names: Sequence[str], unit: str | None
+    host: Host,
+    agents: Mapping[str, Agent],
+    before: Seen,
+    names: Sequence[str],
+    unit: str | None,
+    *,
+    timeout: float = BACK_TIMEOUT,
 ) -> None:
-    """Until each of ``names`` runs again, as another process than before.
+    """Until each of ``names`` runs again, as another process than before (seconds, stretched).
 
     Raises ``ClaimBroken`` when ``unit`` is one that systemd will not start again.
     """
-    deadline = time.monotonic() + stretch(BACK_TIMEOUT)
+    deadline = time.monotonic() + stretch(timeout)
     wanted = {name: agents[name] for name in names if name in agents}  # each look at more costs processor time
     services = [name for name in names if name in SERVICES]
     while True:
@@ -105,7 +127,7 @@ def wait_replaced(
             raise ClaimBroken(f"C6 is broken: {unit} has crashed, and systemd does not start it again")
         if time.monotonic() > deadline:
             journal = host.run("journalctl -n 30 --no-pager -o cat").stdout
-            raise HarnessError(f"not back {BACK_TIMEOUT:.0f} s after the crash: {', '.join(waited)}\n{journal}")
+            raise HarnessError(f"not back {timeout:.0f} s after the crash: {', '.join(waited)}\n{journal}")
         time.sleep(1.0)  # each look takes processor time from what it waits for
 
 

@@ -215,6 +215,8 @@ in
   # between these networks, whatever the rules say; the host's own packets to an agent are not meant.
   routing.unreachable = range;
   nftablesCheckSec = 30;
+  # C6: looked at as often.
+  watch = import ./watch.nix { agents = attrValues byName; };
   speech = import ./speech.nix {
     port = speechPort;
     agents = filter (agent: agent.tts) sorted;

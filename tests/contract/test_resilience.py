@@ -9,7 +9,7 @@ from harness.guests.peers import Network
 from harness.pace import stretch_whole
 from harness.policy import Agent
 from harness.probes.attempts import order
-from harness.probes.crashes import OF_AN_AGENT, OF_THE_HOST, SERVICES, Crash, crash
+from harness.probes.crashes import OF_AN_AGENT, OF_THE_HOST, SERVICES, Crash, crash, crash_unheard
 from harness.vm.machine import Machine
 
 claim = pytest.mark.claim
@@ -32,6 +32,16 @@ def test_a_killed_agent_restarts_and_its_neighbours_do_not_notice(
     crashed = crash(machine.host, agents, "its first process", agent)
     check_neighbours(crashed)
     assert crashed.after.rules == crashed.before.rules
+
+
+@claim("C6")
+@pytest.mark.recorded
+def test_an_agent_of_whose_crash_docker_does_not_hear_restarts(machine: Machine, agents: Mapping[str, Agent]) -> None:
+    """The control: containerd, from whom Docker hears of crashes, is another process now; and nobody else is."""
+    agent = next(iter(agents.values()))
+    crashed = crash_unheard(machine.host, agents, agent)
+    before, after = crashed.before.running, crashed.after.running
+    assert {name for name in before if before[name] != after[name]} == {agent.name, "containerd"}
 
 
 @claim("C6")

@@ -18,6 +18,7 @@ let
     "jq"
     "linuxquota"
     "nftables"
+    "procps"
     "python3"
     "util-linux"
   ];

@@ -297,6 +297,7 @@ COMPARED = {
     "plan.json": "test_typed_options_come_to_the_plan_of_the_specs",
     "nftables.nft": "test_the_firewall_is_the_same",
     "(note|guard)-table": "test_the_guard_compares_what_is_loaded_with_what_was",
+    r"watch-agents|units/tentaflake-watch\.service": "test_agents_are_watched_the_same",
     "sysusers.conf": "test_users_and_groups_are_the_same",
     "tmpfiles.conf": "test_directories_are_the_same",
     "audit.json": "test_audit_and_speech_are_the_same",
@@ -339,7 +340,19 @@ def test_the_guard_compares_what_is_loaded_with_what_was(configure: Evaluate, tm
     ):
         assert files[f"{name}-table"][1] == plan["nftables"][name]
         for setting in settings:
-            assert unit(files[f"units/{unit_name}"][1])[setting][-1] == f"/bin/sh {activate.CURRENT}/{name}-table"
+            assert f"/bin/sh {activate.CURRENT}/{name}-table" in unit(files[f"units/{unit_name}"][1])[setting]
+
+
+def test_agents_are_watched_the_same(configure: Evaluate) -> None:
+    """What the script does, tests/policy/test_watch.py tries; the guard's timer calls it."""
+    config = configure(agents=[{"name": "a"}])
+    services, plan, files = config["services"], config["plan"], activate.render(config["plan"])
+    service, debian = services["tentaflake-watch"], unit(files["units/tentaflake-watch.service"][1])
+    assert service["script"].rstrip() == plan["watch"].rstrip() == files["watch-agents"][1].rstrip()
+    assert debian["ExecStart"] == [f"/bin/sh {activate.CURRENT}/watch-agents"]
+    assert debian["Description"] == [service["description"]]
+    guard = unit(files["units/tentaflake-guard.service"][1])
+    assert guard["Wants"] == services["tentaflake-guard"]["wants"] == ["tentaflake-watch.service"]
 
 
 def test_an_agent_does_not_start_on_what_another_has_left(configure: Evaluate, tmp_path: Path) -> None:

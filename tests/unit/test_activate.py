@@ -200,7 +200,7 @@ def test_every_agent_has_its_unit(plan: PlanData) -> None:
     wanted = {f"units/docker-hermes-{name}.service" for name in ("coding", "research", "writer")}
     host = {"nftables.service", "tentaflake.target", "tentaflake-routing.service"}
     host |= {"tentaflake-guard.service", "tentaflake-guard.timer", "tentaflake-secrets.service", "hermes.slice"}
-    host |= {"tentaflake-tts.service", "tentaflake-tts.socket"}
+    host |= {"tentaflake-tts.service", "tentaflake-tts.socket", "tentaflake-watch.service"}
     host |= {"hermes-auditd.service"}
     assert units(plan).keys() == wanted | {f"units/{unit}" for unit in host}
 
