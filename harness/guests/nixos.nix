@@ -16,7 +16,7 @@ let
     modules = modules ++ [
       tentaflake.nixosModules.default
       ./files/nixos.nix
-      (if wanted.module == "" then { } else import (builtins.toFile "module.nix" wanted.module))
+      (if wanted.module or "" == "" then { } else import (builtins.toFile "module.nix" wanted.module))
       {
         _module.args = { inherit (wanted) network; };
         tentaflake = {
