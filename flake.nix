@@ -156,6 +156,7 @@
         auditd = ./modules/auditd;
         firewall = ./modules/firewall.nix;
         host = ./modules/host.nix;
+        switch = ./modules/switch.nix;
         tailscale = ./modules/tailscale.nix;
         tts = ./modules/tts;
       };

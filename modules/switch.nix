@@ -176,15 +176,16 @@ in
   config = {
     system.preSwitchChecks = {
       tentaflake-state = lib.mkIf (agents != [ ]) checkKept;
-      tentaflake-secrets = lib.mkIf (plan.secrets != { }) checkSecrets;
-      tentaflake-table = checkTable;
+      tentaflake-secrets = lib.mkIf (plan.secrets != { } && config ? age) checkSecrets;
+      tentaflake-table = lib.mkIf config.networking.nftables.enable checkTable;
       tentaflake-docker = lib.mkIf config.virtualisation.docker.enable checkDocker;
     };
-    systemd.tmpfiles.settings."10-tentaflake-agents" =
+    systemd.tmpfiles.settings."10-tentaflake-agents" = lib.mkIf (agents != [ ]) (
       lib.listToAttrs (map remember agents)
       // lib.genAttrs [ state "${state}/agents" ] (_: {
         d.mode = "0700";
-      });
+      })
+    );
 
     system.activatableSystemBuilderCommands = lib.mkIf config.system.switch.enable (
       lib.mkAfter ''

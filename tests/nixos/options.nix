@@ -5,6 +5,7 @@ let
   inherit (lib) mkOption types;
 
   option = type: mkOption { inherit type; };
+  package = (import ./packages.nix { inherit lib; }).package;
   optional = type: default: mkOption { inherit type default; };
   flag = optional types.bool false;
   many = type: optional (types.attrsOf (types.submodule type)) { };
@@ -164,7 +165,7 @@ in
       freeformType = types.attrsOf types.anything;
       options.options = strings;
     };
-    nix.package = option types.package;
+    nix.package = optional types.package (package "nix");
     nix.settings.allowed-users = optional (types.listOf types.str) [ "*" ];
     networking.dhcpcd.denyInterfaces = strings;
     networking.networkmanager.unmanaged = strings;
@@ -191,7 +192,7 @@ in
     system.activatableSystemBuilderCommands = optional types.lines "";
     system.preSwitchChecks = optional (types.attrsOf types.str) { };
     system.switch.enable = optional types.bool true;
-    systemd.package = option types.package;
+    systemd.package = optional types.package (package "systemd");
     systemd.services = many service;
     systemd.slices = many {
       options = unit // {

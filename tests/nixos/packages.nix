@@ -25,6 +25,7 @@ let
 in
 lib.genAttrs names package
 // {
+  inherit package;
   nftables = package "nftables" // {
     meta.mainProgram = "nft";
   };

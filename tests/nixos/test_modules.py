@@ -17,7 +17,7 @@ from tests.nixos.support import Evaluate
 
 AGENT = {"name": "coding"}
 SECRET = {"name": "key", "file": "key.age"}
-MODULES = ["agents", "firewall", "host", "secrets", "tailscale"]
+MODULES = ["agents", "firewall", "host", "secrets", "switch", "tailscale"]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -122,6 +122,7 @@ in
     pkgs.busybox
     pkgs.dnsmasq
     pkgs.iptables
+    pkgs.jq
     pkgs.linuxquota
     pkgs.nmap
     (pkgs.python3.withPackages (python: [ python.scapy ]))
