@@ -98,7 +98,7 @@ def test_all_that_is_tried_attacks_a_claim_and_is_tried_once() -> None:
 def test_what_is_tried_fits_into_commands_and_is_tried_by_every_agent() -> None:
     plan = reference_plan()
     hijacked = attackers(plan, ("hermes",))
-    held = Secrets(["/run/agenix/key"], "2" * 24, "3" * 24)
+    held = Secrets(["/run/agenix/key"], "2" * 24, "3" * 24, "/var/lib/tentaflake/current/secrets")
     targets = {
         name: Target(name, f"/var/lib/hermes-{name}", "0" * 24, "1" * 24, [1000, 1001], [1, 2, 3, 4], held)
         for name in (*plan.agents, HOST)

@@ -61,6 +61,6 @@ def test_debians_packages_are_taken_where_no_cache_answers(
 def test_modules_are_loaded_in_order_and_then_the_systems_own_program_runs() -> None:
     packed = pack_initrd(b"the busybox", {"one": b"the first", "other": b"the second"}, "/nix/var/init")
     assert b"for module in one other; do" in packed
-    assert b"switch_root /root /nix/var/init\n" in packed
+    assert b"program=/nix/var/init\n" in packed and b"switch_root /root $program\n" in packed
     for content in (b"the busybox", b"the first", b"the second"):
         assert packed.count(content) == 1
