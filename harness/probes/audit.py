@@ -67,10 +67,10 @@ def _signal(attacker: Attacker, pid: int) -> str:
     return f"[ -e /proc/{pid} ] || {{ {send}; }}" if attacker.is_inside else send
 
 
-# Where a generation has them, and where NixOS has a link to them.
+# Where NixOS has a link to them, and where a generation has them; a colon that cannot write ends its shell.
 CHANGE_SETTINGS = """
-: >> /var/lib/tentaflake/current/audit.json && won
-cd /etc/hermes-auditd && cp -a config.json other.json && mv other.json config.json && won"""
+cd /etc/hermes-auditd && cp -a config.json other.json && mv other.json config.json && won
+: >> /var/lib/tentaflake/current/audit.json && won"""
 
 
 WAYS = [
