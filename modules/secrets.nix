@@ -10,7 +10,19 @@ let
   cfg = config.tentaflake;
   inherit (cfg) plan;
 
-  ageFile = secret: cfg.secretsRoot + "/${secret.file}";
+  # In the store by itself: as a part of the directory, it would have another path whenever any file there has changed.
+  ageFile =
+    secret:
+    let
+      file = cfg.secretsRoot + "/${secret.file}";
+    in
+    if builtins.pathExists file then
+      builtins.path {
+        name = lib.strings.sanitizeDerivationName (baseNameOf secret.file);
+        path = file;
+      }
+    else
+      file;
 
   # agenix goes on when a secret cannot be decrypted; its agent then lacks it and must not start (S3).
   requireSecrets =

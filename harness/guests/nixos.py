@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from harness.cache import Cache, key_of
 from harness.errors import HarnessError
 from harness.guests import oci, probe_image
@@ -58,6 +60,7 @@ for unit in $(systemctl show --property=Wants --value multi-user.target); do
   done
 done"""
 SWITCH_TIMEOUT = 900.0
+CANARIES = "/root/canaries.json"
 
 
 class NixosGuest(DebianGuest):
@@ -102,7 +105,7 @@ class NixosGuest(DebianGuest):
 
     def activate(self, machine: Machine, plan: Plan, files: Mapping[str, bytes] | None = None) -> None:
         if files is None:
-            files = canaries(plan, host_key(machine, plan)) if plan.secrets else {}
+            files = keep_canaries(machine, plan) if plan.secrets else {}
         self.run_with_system(machine, plan, files, SWITCH)
         self.wait_agents(machine)
 
@@ -149,6 +152,18 @@ class NixosGuest(DebianGuest):
         where = "--rollback" if number is None else f"--switch-generation {number}"
         machine.run(["sh", "-c", ROLL_BACK, "sh", where], timeout=SWITCH_TIMEOUT).check()
         self.wait_agents(machine)
+
+
+def keep_canaries(machine: Machine, plan: Plan) -> dict[str, bytes]:
+    """The age files of a plan, of which the machine keeps those that it had before.
+
+    Each encryption is another file, and an agent whose age file is another restarts.
+    """
+    kept = machine.run(f"[ ! -e {CANARIES} ] || cat {CANARIES}").check().stdout
+    files = msgspec.json.decode(kept or b"{}", type=dict[str, bytes])
+    files = {**canaries(plan, host_key(machine, plan)), **files}
+    machine.put(msgspec.json.encode(files), CANARIES, 0o600)
+    return {secret.file: files[secret.file] for secret in plan.secrets.values()}
 
 
 def module_files() -> list[Path]:

@@ -11,61 +11,72 @@ from harness.probes.deployment import DOCKER
 from harness.probes.rules import rules_listing
 
 UNITS = ("nftables.service", "docker.service", "tentaflake-guard.timer", "tentaflake-routing.service", "hermes.slice")
+# Not what follows from a machine's memory (LimitNPROC, TasksMax), nor After and Wants, of which much is systemd's own.
 PROPERTIES = """
-    Type Restart RestartUSec StartLimitIntervalUSec Requires PartOf User Group DynamicUser UMask NoNewPrivileges
-    CapabilityBoundingSet AmbientCapabilities ProtectSystem ProtectHome PrivateDevices PrivateNetwork PrivateUsers
-    PrivateTmp PrivateMounts ProtectProc ProcSubset RestrictAddressFamilies RestrictNamespaces MemoryDenyWriteExecute
-    LimitNOFILE LimitNPROC MemoryMax MemorySwapMax TasksMax CPUQuotaPerSecUSec CPUWeight OOMScoreAdjust ReadWritePaths
-    InaccessiblePaths BindReadOnlyPaths TemporaryFileSystem IPAddressAllow IPAddressDeny SocketBindDeny Slice KillMode
-    TimersMonotonic LoadState ActiveState
+    ActiveState AmbientCapabilities BindReadOnlyPaths CPUQuotaPerSecUSec CPUWeight CapabilityBoundingSet DynamicUser
+    Group IPAddressAllow IPAddressDeny InaccessiblePaths KillMode LimitNOFILE LoadState MemoryDenyWriteExecute
+    MemorySwapMax NoNewPrivileges OOMScoreAdjust PartOf PrivateDevices PrivateMounts PrivateNetwork PrivateTmp
+    PrivateUsers ProcSubset ProtectHome ProtectProc ProtectSystem ReadWritePaths Requires Restart RestartUSec
+    RestrictAddressFamilies RestrictNamespaces Slice SocketBindDeny StartLimitIntervalUSec TemporaryFileSystem Type UMask
+    User
 """.split()
-SYSCTLS = "fs kernel net.core net.ipv4 net.ipv6 net.netfilter user vm"
+# sysctl(8): what these begin with; of interfaces, the agents' and what holds for all.
+SYSCTLS = """
+    fs.inotify fs.protected fs.suid_dumpable kernel.core_pattern kernel.dmesg_restrict kernel.keys kernel.kptr_restrict
+    kernel.perf_event_paranoid kernel.randomize_va_space kernel.sysrq kernel.unprivileged kernel.yama net.bridge
+    net.ipv4.conf.all net.ipv4.conf.default net.ipv4.conf.h- net.ipv4.icmp net.ipv4.ip_forward net.ipv4.ip_unprivileged
+    net.ipv4.ping_group_range net.ipv4.tcp_syncookies net.ipv6.conf.all net.ipv6.conf.default net.ipv6.conf.h-
+    net.ipv6.icmp net.netfilter.nf_conntrack vm.mmap vm.overcommit vm.panic_on_oom vm.swappiness vm.unprivileged
+""".split()
 # Lines of a name, a tab and a value; a name that comes twice has both values.
 SCRIPT = """
 export LC_ALL=C
 say() {{ sed "s/^/$1 /"; }}
-getent passwd | grep ^hermes- | awk -F: '{{ print $1 "\\t" $3, $4, $6 }}' | say user
-getent passwd | grep ^hermes- | awk -F: '{{ print $1 "\\t" $7 }}' | say shell
-getent group | grep ^hermes- | awk -F: '{{ print $1 "\\t" $3, $4 }}' | say group
-getent shadow | grep ^hermes- | awk -F: '{{ print $1 "\\t" substr($2, 1, 1) }}' | say password
-stat -L --printf='%n\\t%a %U %G %F\\n' {paths} 2> /dev/null | say path
-( {rules} ) | sort | sed 's/$/\\tin force/' | say rule
-ip -4 rule | sed 's/$/\\tin force/' | say 'rule of routing'
-ip -6 rule | sed 's/$/\\tin force/' | say 'rule of routing'
-ss -Hlntu | awk '{{ print $1 " " $5 "\\tlistens" }}' | sort -u | say socket
-python3 -I -S -c {docker} | sed 's/ /\\t/2' | say docker
+cells() {{ busybox awk -F "$1" "$2"; }}
+users='^hermes-(auditd|{agents}):'
+getent passwd | grep -E "$users" | cells : '{{ print $1 "\t" $3, $4, $6 }}' | say user
+getent passwd | grep -E "$users" | cells : '{{ print $1 "\t" $7 }}' | say shell
+getent group | grep -E "$users" | cells : '{{ print $1 "\t" $3, $4 }}' | say group
+getent shadow | grep -E "$users" | cells : '{{ print $1 "\t" substr($2, 1, 1) }}' | say password
+stat -L --printf='%n\t%a %U %G %F\n' {paths} 2> /dev/null | say path
+( {rules} ) | sort | sed 's/$/\tin force/' | say rule
+ip -4 rule | sed 's/$/\tin force/' | say 'rule of routing'
+ip -6 rule | sed 's/$/\tin force/' | say 'rule of routing'
+ss -Hlntu | busybox awk '{{ print $1 " " $5 "\tlistens" }}' | sort -u | say socket
+python3 -I -S -c {docker} | sed 's/ /\t/2' | say docker
 for unit in {units}; do
-  systemctl show --property={properties} $unit | sed 's/=/\\t/' | say "unit $unit"
+  systemctl show --property={properties} $unit | sed 's/=/\t/' | say "unit $unit"
 done
 for pid in {pids}; do
-  awk -v pid=$pid '{{ sub(/.* - /, "", $0) }} 1' /proc/$pid/mountinfo > /dev/null
   agent=$(id -nu $(stat -c %u /proc/$pid))
-  sed 's/ - / /' /proc/$pid/mountinfo | awk '{{ print $5 "\\t" $6 " " ($7 ~ /:/ ? $8 : $7) }}' | say "mount of $agent"
+  sed 's/ - / /; s/ master:[0-9]*//' /proc/$pid/mountinfo | cells ' ' '{{ print $5 "\t" $6 " " $7 }}' | say "mount of $agent"
 done
-for name in {sysctls}; do sysctl -e "$name" 2> /dev/null; done | sed 's/ = /\\t/' | say sysctl
+sysctl -a 2> /dev/null | grep -E '^({sysctls})' | sed 's/ = /\t/' | say sysctl
 """
 
 
 def read_facts(host: Host, plan: Plan) -> Mapping[str, str]:
     """Everything by its name: users, paths, rules, sockets, what Docker says, units, mounts and sysctls."""
-    paths = [agent.state_dir for agent in plan.agents.values()]
-    paths += [agent.config.path for agent in plan.agents.values()]
+    agents = plan.agents.values()
+    paths = [path for agent in agents for path in (agent.state_dir, agent.config.path)]
     paths += [f"/run/agenix/{name}" for name in plan.secrets] + ["/run/agenix.d", "/etc/hermes"]
-    units = [*UNITS, *(f"{agent.service.name}.service" for agent in plan.agents.values())]
-    units += [*plan.speech.units, *plan.audit.units]
+    units = [*UNITS, *(f"{agent.service.name}.service" for agent in agents), *plan.speech.units, *plan.audit.units]
     words = {
+        "agents": "|".join(plan.agents),
         "paths": " ".join(map(quote, paths)),
         "rules": rules_listing(),
         "docker": quote(DOCKER),
         "units": " ".join(units),
         "properties": ",".join(PROPERTIES),
-        "pids": " ".join(str(main_pid(host, agent)) for agent in plan.agents.values()),
-        "sysctls": SYSCTLS,
+        "pids": " ".join(str(main_pid(host, agent)) for agent in agents),
+        "sysctls": "|".join(name.replace(".", r"\.") for name in SYSCTLS),
     }
     found: dict[str, list[str]] = {}
     for line in host.check_output("sh -c %s", SCRIPT.format(**words)).splitlines():
         name, _, value = line.partition("\t")
-        found.setdefault(name.strip(), []).append(value.strip())
+        # Of a unit's lists systemd keeps no order.
+        value = " ".join(sorted(value.split())) if name.startswith("unit ") else value.strip()
+        found.setdefault(name.strip(), []).append(value)
     return {name: " | ".join(sorted(values)) for name, values in found.items()}
 
 

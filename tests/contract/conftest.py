@@ -25,6 +25,19 @@ from harness.vm.shell import CommandFailed
 from harness.vm.template import Template
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "guest(name): only where this guest is attacked")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what is about another guest, before anything is made for it."""
+    marker = item.get_closest_marker("guest")
+    if marker and item.config.getoption("vm_guest") not in marker.args:
+        item.user_properties.append(("inapplicable", True))
+        pytest.skip(f"it is about the {marker.args[0]} guest")
+
+
 @dataclass(frozen=True)
 class Restarted:
     """``agent`` was restarted after a day's use; ``before`` and ``after`` are the ids of its container.

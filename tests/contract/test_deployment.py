@@ -40,6 +40,8 @@ from harness.vm.template import BOOT_TIMEOUT, Template, boot_again
 from tests.contract.conftest import Changed, files_with
 
 claim = pytest.mark.claim
+activation = pytest.mark.guest("debian")
+"""Of tests of the activation program; NixOS has its own (``tests/contract/test_nixos_switch.py``)."""
 ACTIVATE = "/usr/lib/tentaflake/activate.py"
 
 
@@ -234,9 +236,10 @@ def test_no_agent_inherits_the_state_of_a_removed_one(
     assert fleet_machine.host.file(leaves.state_dir).uid == leaves.uid
 
 
+@activation
 @claim("X3")
 def test_purging_deletes_a_removed_agents_state_and_nobody_elses(
-    activation: None, lab: Lab, fleet_stage: Template, agents: Mapping[str, Agent], request: pytest.FixtureRequest
+    lab: Lab, fleet_stage: Template, agents: Mapping[str, Agent], request: pytest.FixtureRequest
 ) -> None:
     with track_machine(request.config, lab.fork(fleet_stage)) as machine:
         host, present, fleet = machine.host, next(iter(agents.values())), fleet_of(machine)
@@ -280,15 +283,8 @@ def test_a_rollback_goes_to_any_generation_that_is_kept(
         assert who_runs(machine.host, running_only(plan).agents.values()) == fleet.running[0]
 
 
-@pytest.fixture(scope="session")
-def activation(request: pytest.FixtureRequest, lab: Lab) -> None:
-    """For tests of the activation program, which NixOS has none of: tests/contract/test_nixos_switch.py has its own."""
-    if lab.guest.name != "debian":
-        skip_inapplicable(request, f"the {lab.guest.name} guest is switched by another program")
-
-
 @pytest.fixture
-def killed_machine(activation: None, small_machine: Machine, small_plans: tuple[Plan, Plan]) -> Machine:
+def killed_machine(small_machine: Machine, small_plans: tuple[Plan, Plan]) -> Machine:
     """The same, where the other plan is there to be switched to, and killed."""
     prepare_kills(small_machine, small_plans[1])
     return small_machine
@@ -312,6 +308,7 @@ def check_unchanged(machine: Machine, before: Snapshot, stays: Agent, process: d
     assert who_runs(machine.host, [stays]) == process
 
 
+@activation
 @claim("X2")
 @pytest.mark.recorded
 def test_a_switch_that_is_killed_before_any_of_its_steps_leaves_the_former_host_in_charge(
@@ -377,7 +374,7 @@ def busy_plans(lab: Lab) -> tuple[Plan, Plan]:
 
 
 @pytest.fixture(scope="session")
-def busy_stage(activation: None, lab: Lab, busy_plans: tuple[Plan, Plan]) -> Template:
+def busy_stage(lab: Lab, busy_plans: tuple[Plan, Plan]) -> Template:
     """The first of ``busy_plans`` is in force, and nobody goes back but who is told to."""
     one, other = busy_plans
 
@@ -435,6 +432,7 @@ def other_lines(before: Snapshot, after: Snapshot) -> list[str]:
     return [each for each in found if not re.match(r"[-+] generation: \w+ +\./secrets/.*\.age$", each)]
 
 
+@activation
 @claim("X2")
 @pytest.mark.recorded
 @pytest.mark.parametrize("step", KILLS)
@@ -465,6 +463,7 @@ def test_after_a_kill_at_a_step_of_any_kind_the_host_can_go_back_or_on(
         assert not machine.host.file("/var/lib/tentaflake/switching").exists
 
 
+@activation
 @claim("X2")
 @pytest.mark.recorded
 def test_after_a_kill_between_the_hosts_own_services_they_are_as_before(
@@ -484,10 +483,11 @@ def test_after_a_kill_between_the_hosts_own_services_they_are_as_before(
         assert machine.host.service("tentaflake-tts.service").is_running
 
 
+@activation
 @claim("X2")
 @pytest.mark.parametrize("breakage", ["a table that nft refuses", "settings that Docker refuses", "a disk that fails"])
 def test_a_switch_that_fails_leaves_the_former_host_in_charge(
-    activation: None, small_machine: Machine, small_plans: tuple[Plan, Plan], lab: Lab, breakage: str
+    small_machine: Machine, small_plans: tuple[Plan, Plan], lab: Lab, breakage: str
 ) -> None:
     """And the next one works. With the disk, going back fails too: it is done as soon as it can be."""
     host, (one, other) = small_machine.host, small_plans
@@ -516,6 +516,7 @@ def wait_booted(machine: Machine) -> None:
     machine.run(f"{ACTIVATE} wait", timeout=BOOT_TIMEOUT).check()
 
 
+@activation
 @claim("X2")
 @pytest.mark.recorded
 def test_a_boot_after_a_switch_that_was_killed_has_the_former_host(killed_machine: Machine) -> None:
@@ -531,10 +532,11 @@ def test_a_boot_after_a_switch_that_was_killed_has_the_former_host(killed_machin
     assert differences(before, take_snapshot(host)) == []
 
 
+@activation
 @claim("X2")
 @pytest.mark.recorded
 def test_a_generation_can_be_chosen_at_boot(
-    request: pytest.FixtureRequest, activation: None, small_machine: Machine, lab: Lab, small_plans: tuple[Plan, Plan]
+    request: pytest.FixtureRequest, small_machine: Machine, lab: Lab, small_plans: tuple[Plan, Plan]
 ) -> None:
     """By a word on the kernel's command line, as a boot menu's entry has it."""
     host = small_machine.host

@@ -12,17 +12,17 @@ from harness.probes.deployment import differences, forbid_recovery, take_snapsho
 from harness.vm.machine import Machine
 from harness.vm.shell import CommandFailed
 from harness.vm.template import BOOT_TIMEOUT, boot_again
-from tests.contract.test_deployment import check_unchanged, skip_inapplicable
+from tests.contract.test_deployment import check_unchanged
 
 claim = pytest.mark.claim
 recorded = pytest.mark.recorded
+pytestmark = pytest.mark.guest("nixos")
 NOTE = "/var/lib/tentaflake/switching"
 
 
 @pytest.fixture(scope="session")
-def nixos(request: pytest.FixtureRequest, lab: Lab) -> NixosGuest:
-    if not isinstance(lab.guest, NixosGuest):
-        skip_inapplicable(request, f"the {lab.guest.name} guest is switched by another program")
+def nixos(lab: Lab) -> NixosGuest:
+    assert isinstance(lab.guest, NixosGuest)
     return lab.guest
 
 

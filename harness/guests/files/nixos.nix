@@ -121,6 +121,7 @@ in
     pkgs.age
     pkgs.busybox
     pkgs.dnsmasq
+    pkgs.gawk
     pkgs.iptables
     pkgs.jq
     pkgs.linuxquota
