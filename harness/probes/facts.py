@@ -1,5 +1,6 @@
 """What is true of a running host, setting by setting: what two hosts of one plan are compared by."""
 
+import json
 from collections.abc import Mapping
 
 from testinfra.host import Host
@@ -17,8 +18,8 @@ PROPERTIES = """
     Group IPAddressAllow IPAddressDeny InaccessiblePaths KillMode LimitNOFILE LoadState MemoryDenyWriteExecute
     MemorySwapMax NoNewPrivileges OOMScoreAdjust PartOf PrivateDevices PrivateMounts PrivateNetwork PrivateTmp
     PrivateUsers ProcSubset ProtectHome ProtectProc ProtectSystem ReadWritePaths Requires Restart RestartUSec
-    RestrictAddressFamilies RestrictNamespaces Slice SocketBindDeny StartLimitIntervalUSec TemporaryFileSystem Type UMask
-    User
+    RestrictAddressFamilies RestrictNamespaces Slice SocketBindDeny StartLimitIntervalUSec TemporaryFileSystem Type
+    UMask User
 """.split()
 # sysctl(8): what these begin with; of interfaces, the agents' and what holds for all.
 SYSCTLS = """
@@ -42,14 +43,16 @@ stat -L --printf='%n\t%a %U %G %F\n' {paths} 2> /dev/null | say path
 ( {rules} ) | sort | sed 's/$/\tin force/' | say rule
 ip -4 rule | sed 's/$/\tin force/' | say 'rule of routing'
 ip -6 rule | sed 's/$/\tin force/' | say 'rule of routing'
-ss -Hlntu | busybox awk '{{ print $1 " " $5 "\tlistens" }}' | sort -u | say socket
+ss -Hlntu | busybox awk '{{ sub(/:[3-6][0-9][0-9][0-9][0-9]$/, ":drawn", $5); print $1 " " $5 "\tlistens" }}' |
+  sort -u | say socket
 python3 -I -S -c {docker} | sed 's/ /\t/2' | say docker
 for unit in {units}; do
   systemctl show --property={properties} $unit | sed 's/=/\t/' | say "unit $unit"
 done
 for pid in {pids}; do
   agent=$(id -nu $(stat -c %u /proc/$pid))
-  sed 's/ - / /; s/ master:[0-9]*//' /proc/$pid/mountinfo | cells ' ' '{{ print $5 "\t" $6 " " $7 }}' | say "mount of $agent"
+  sed 's/ - / /; s/ master:[0-9]*//' /proc/$pid/mountinfo |
+    cells ' ' '{{ print $5 "\t" $6 " " $7 }}' | say "mount of $agent"
 done
 sysctl -a 2> /dev/null | grep -E '^({sysctls})' | sed 's/ = /\t/' | say sysctl
 """
@@ -74,10 +77,20 @@ def read_facts(host: Host, plan: Plan) -> Mapping[str, str]:
     found: dict[str, list[str]] = {}
     for line in host.check_output("sh -c %s", SCRIPT.format(**words)).splitlines():
         name, _, value = line.partition("\t")
+        if name.startswith("rule {"):
+            name = f"rule {sort_elements(name.removeprefix('rule '))}"
         # Of a unit's lists systemd keeps no order.
         value = " ".join(sorted(value.split())) if name.startswith("unit ") else value.strip()
         found.setdefault(name.strip(), []).append(value)
     return {name: " | ".join(sorted(values)) for name, values in found.items()}
+
+
+def sort_elements(rule: str) -> str:
+    """A line of the listing of rules, with the elements of a set in order: nft(8) has them in none."""
+    read = json.loads(rule)
+    if "elem" in read.get("set", {}):
+        read["set"]["elem"].sort(key=lambda element: json.dumps(element, sort_keys=True))
+    return json.dumps(read, sort_keys=True)
 
 
 def compare_facts(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, tuple[str, str]]:
