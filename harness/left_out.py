@@ -28,6 +28,7 @@ RARE = [
     Rare("hermes", "they run the real Hermes Agent", "a quarter of an hour the first time"),
     Rare("live", "random changes, faults and attacks on running machines", "minutes"),
     Rare("power", "fifty power cuts", "minutes"),
+    Rare("nixos", "they build a NixOS and hold it beside the Debian guest", "a quarter of an hour the first time"),
     Rare("auditd", "floods, crashes and random acts on the audit daemon", "minutes"),
 ]
 LEFT_OUT = pytest.StashKey[Counter[str]]()

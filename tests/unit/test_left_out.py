@@ -48,12 +48,12 @@ def test_what_other_options_take_away_is_not_counted_as_left_out(tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "left_out"),
     [
-        ("", "hermes live power auditd"),
+        ("", "hermes live power nixos auditd"),
         ("--vm-all", ""),
-        ("--vm-with=power --vm-with=hermes", "live auditd"),
-        ("-m power", "hermes live auditd"),
-        ("-m 'power or auditd'", "hermes live"),
-        ("-m 'not power'", "hermes live auditd"),
+        ("--vm-with=power --vm-with=hermes", "live nixos auditd"),
+        ("-m power", "hermes live nixos auditd"),
+        ("-m 'power or auditd'", "hermes live nixos"),
+        ("-m 'not power'", "hermes live nixos auditd"),
     ],
 )
 def test_what_is_asked_for_is_not_left_out(pytestconfig: pytest.Config, options: str, left_out: str) -> None:
