@@ -136,7 +136,6 @@ plain [
   "e2fsprogs"
   "file"
   "findutils"
-  "gawk"
   "gzip"
   "jq"
   "kmod"
@@ -282,6 +281,7 @@ plain [
     '';
     installPhase = "cp -r . $out";
   };
+  gawk = debian "gawk" { more = "ln -s /usr/bin/gawk $out/bin/awk"; }; # which Debian has as an alternative
   gcc = prev.stdenv.cc;
   gcc15 = prev.stdenv.cc;
   bintools = prev.stdenv.cc.bintools;
