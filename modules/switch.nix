@@ -187,6 +187,16 @@ in
       })
     );
 
+    # NixOS takes away the configuration of an agent that is no more, and not the directory that it was in.
+    system.activationScripts.tentaflake-configurations = lib.stringAfter [ "etc" ] ''
+      for directory in /etc/hermes/*; do
+        case ${lib.escapeShellArg " ${toString (map (agent: agent.name) agents)} "} in
+          *" ''${directory##*/} "*) ;;
+          *) [ ! -d "$directory" ] || rmdir --ignore-fail-on-non-empty "$directory" ;;
+        esac
+      done
+    '';
+
     system.activatableSystemBuilderCommands = lib.mkIf config.system.switch.enable (
       lib.mkAfter ''
         mv $out/bin/switch-to-configuration $out/bin/.switch-to-configuration-of-nixos

@@ -189,6 +189,7 @@ in
     services.tailscale.enable = flag;
     services.tailscale.interfaceName = optional types.str "tailscale0";
 
+    system.activationScripts = optional (types.attrsOf types.unspecified) { };
     system.activatableSystemBuilderCommands = optional types.lines "";
     system.preSwitchChecks = optional (types.attrsOf types.str) { };
     system.switch.enable = optional types.bool true;
