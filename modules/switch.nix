@@ -23,11 +23,13 @@ let
 
   # Nobody inherits what a removed agent has left, by its uid or by its directory.
   checkKept = ''
+    names=${lib.escapeShellArg " ${toString (map (agent: agent.name) agents)} "}
     for file in ${state}/agents/*; do
       [ -e "$file" ] || continue
       kept=''${file##*/}
-      read -r kept_uid kept_directory < "$file" || [ -n "$kept_directory" ]
-      case ${lib.escapeShellArg " ${toString (map (agent: agent.name) agents)} "} in *" $kept "*) continue ;; esac
+      # Its line has no end, which is none to read(1).
+      read -r kept_uid kept_directory < "$file" || [ -n "$kept_directory" ] || continue
+      case $names in *" $kept "*) continue ;; esac
       # Deleted, or given away: then it is nobody's.
       [ "$(stat -c %u "$kept_directory" 2> /dev/null)" = "$kept_uid" ] || continue
       while read -r name uid directory; do
@@ -77,8 +79,8 @@ let
         '';
     in
     ''
-      keys=()
-      for key in ${lib.escapeShellArgs config.age.identityPaths}; do
+      paths=(${lib.escapeShellArgs config.age.identityPaths}) keys=()
+      for key in "''${paths[@]}"; do
         [ ! -s "$key" ] || keys+=(--identity "$key")
       done
       # A host that is just installed has no key yet.
@@ -107,8 +109,8 @@ let
     go_back() {
       read -r action former < ${state}/switching
       profile=/nix/var/nix/profiles/system
-      if [ "$(readlink -f $profile)" != "$former" ]; then
-        number=$(for link in $profile-*-link; do
+      if [ "$action" = switch ] && [ "$(readlink -f $profile)" != "$former" ]; then
+        number=$(for link in "$profile"-*-link; do
           [ "$(readlink -f "$link")" != "$former" ] || echo "$link"
         done | sed 's/.*-\([0-9]*\)-link$/\1/' | sort -n | tail -n 1)
         if [ -n "$number" ]; then set -- --switch-generation "$number"; else set -- --set "$former"; fi
@@ -189,8 +191,9 @@ in
 
     # NixOS takes away the configuration of an agent that is no more, and not the directory that it was in.
     system.activationScripts.tentaflake-configurations = lib.stringAfter [ "etc" ] ''
+      names=${lib.escapeShellArg " ${toString (map (agent: agent.name) agents)} "}
       for directory in /etc/hermes/*; do
-        case ${lib.escapeShellArg " ${toString (map (agent: agent.name) agents)} "} in
+        case $names in
           *" ''${directory##*/} "*) ;;
           *) [ ! -d "$directory" ] || rmdir --ignore-fail-on-non-empty "$directory" ;;
         esac
