@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,18 @@ def test_every_host_has_the_agents_that_the_harness_attacks(hosts: dict[str, Any
     for host in hosts.values():
         assert host["plan"] == plan
         assert units <= set(host["services"])
+
+
+def test_a_switch_is_checked_by_scripts_that_nixpkgs_builds(hosts: dict[str, Any], tmp_path: Path) -> None:
+    """By its writeShellApplication, which lets pass what ShellCheck says nothing of."""
+    for host in hosts.values():
+        checks = {name: text for name, text in host["checks"].items() if name.startswith("tentaflake-")}
+        assert checks.keys() == {f"tentaflake-{name}" for name in ("state", "secrets", "table", "docker")}
+        program = shutil.which("shellcheck") or pytest.skip("shellcheck is not installed")
+        for name, text in checks.items():
+            (tmp_path / name).write_text(f"#!/bin/bash\nset -euo pipefail\n{text}")
+        done = subprocess.run([program, *tmp_path.iterdir()], capture_output=True, text=True, check=False)
+        assert done.stdout == ""
 
 
 LISTS = {

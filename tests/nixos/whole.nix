@@ -34,6 +34,9 @@ let
           name: _: lib.hasInfix "hermes" name || lib.hasInfix "tentaflake" name || name == "nftables.service"
         ) config.systemd.units
       );
+      checks = lib.mapAttrs (
+        _: text: builtins.unsafeDiscardStringContext text
+      ) config.system.preSwitchChecks;
       initrd = config.boot.initrd.kernelModules;
       root = config.fileSystems."/".options;
       mayAskNix = config.nix.settings.allowed-users;
