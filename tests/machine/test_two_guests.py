@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from harness.guests.bootstrap import STABLE
 from harness.lab import Lab
 from harness.plugin import lab_of
 from harness.policy import Plan, reference_plan
@@ -71,7 +72,8 @@ def expect() -> dict[str, str]:
 def pair(pytestconfig: pytest.Config) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """What is true of the reference host on the Debian guest, and on NixOS."""
     settings = lab_of(pytestconfig).settings
-    labs = [Lab(replace(settings, guest=guest, kernel=None, initrd=None)) for guest in ("debian", "nixos")]
+    own = replace(settings, suite=STABLE.name, kernel=None, initrd=None)
+    labs = [Lab(replace(own, guest=guest)) for guest in ("debian", "nixos")]
     for lab in labs:
         if reason := lab.guest.obstacle():
             pytest.skip(f"there is no {lab.guest.name} guest here: {reason}")
