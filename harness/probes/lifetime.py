@@ -74,10 +74,10 @@ def boot_in_steps(machine: Machine, plan: Plan, ready: Callable[[], None]) -> Bo
 
 
 def find_table(host: Host) -> str:
-    """The file that the host's firewall is loaded from: the last word that nftables.service runs at its start."""
+    """The file that the host's firewall is loaded from, by what nftables.service runs at its start."""
     commands = host.check_output("systemctl show --property=ExecStart --value nftables.service")
-    *_, last = re.findall(r"argv\[\]=(.*?) ;", commands)
-    return str(last).split()[-1]
+    [table] = set(re.findall(r"/\S*nftables(?:\.nft|-rules)(?= )", commands))
+    return str(table)
 
 
 def list_jobs(host: Host) -> dict[str, str]:
