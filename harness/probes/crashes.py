@@ -26,8 +26,8 @@ OF_THE_HOST = {
     "dockerd": "kill -9 $(pgrep -o -x dockerd)",
     "a restart of Docker": "systemctl restart docker.service",
 }
-UNHEARD = "kill -9 $(pgrep -o -x containerd) $(ps -o ppid= -p $(pgrep -o -u {uid}))"
-"""An agent's shim and containerd, of whom Docker would hear that the agent has ended: nobody is left to say so."""
+UNHEARD = "agent=$(pgrep -o -u {uid}) && kill -9 $(pgrep -o -x containerd) $(ps -o ppid= -p $agent) $agent"
+"""An agent, its shim and containerd, of whom Docker would hear that the agent has ended: nobody is left to say so."""
 UNHEARD_TIMEOUT = 180.0
 """Seconds in which such an agent is back: three of the guard's looks and a stop and start under TCG."""
 SERVICES = {"containerd": "containerd", "docker": "dockerd"}
