@@ -97,6 +97,7 @@ PROBE_IMAGE = "usr/lib/tentaflake/probe.tar"
 ARCHIVE = "/var/tmp/image.tar.gz"
 PIECE = 4 << 20
 LOAD_TIMEOUT = 1800.0
+"""Seconds to unpack and hash an image; ten times what the Hermes image takes under TCG on two cores of its own."""
 # All that is in memory is gone, as after a boot.
 AS_AT_BOOT = """
 systemctl stop docker-hermes-*.service && umount -l /run/agenix.d && rm -r /run/agenix /run/agenix.d || exit
@@ -104,7 +105,6 @@ systemctl start tentaflake.target && systemctl start --no-block {units}
 """
 SWITCH_TIMEOUT = 900.0
 """Seconds for a switch; longer than the guest itself waits for its agents (``activate.START_TIMEOUT``)."""
-"""Seconds to unpack and hash an image; ten times what the Hermes image takes under TCG on two cores of its own."""
 
 
 def _network(interface: str, *addresses: str, gateways: Sequence[str] = ()) -> str:

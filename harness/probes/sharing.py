@@ -13,8 +13,7 @@ from testinfra.host import Host
 from harness.errors import HarnessError
 from harness.policy import Plan
 from harness.probes.attempts import Aim, Attacker, Attempt, Origin, Outcome, attackers, is_aimed_at, quote, run_attempts
-
-BOTH: tuple[Origin, ...] = ("container", "uid")
+from harness.probes.ways import BOTH, UID
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ def _by_program(token: str) -> str:
     return f"python3 -I -S -c {quote(PROGRAM.format(token=token))} && won"
 
 
-UID: tuple[Origin, ...] = ("uid",)
 PLACES = [
     Place("/tmp", lambda token: f": > /tmp/{token} && won", "ls -a /tmp"),
     Place("/dev/shm", lambda token: f": > /dev/shm/{token} && won", "ls -a /dev/shm"),

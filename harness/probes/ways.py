@@ -66,6 +66,7 @@ class Way:
 
 WAYS: dict[str, Way] = {}
 BOTH: tuple[Origin, ...] = ("container", "uid")
+UID: tuple[Origin, ...] = ("uid",)
 
 
 def way(
@@ -190,7 +191,7 @@ def find_descriptor(attacker: Attacker, target: Target) -> str:
     return f"for p in {visible_pids(attacker, target)}; do ls -l /proc/$p/fd; done"
 
 
-@way("read as root of an own user namespace", claim="D2", origins=("uid",), token=known)
+@way("read as root of an own user namespace", claim="D2", origins=UID, token=known)
 def read_in_user_namespace(attacker: Attacker, target: Target) -> str:
     return f"unshare --user --map-root-user cat {quote(target.directory)}/known"
 
@@ -233,7 +234,7 @@ def send_signal(attacker: Attacker, target: Target) -> str:
         done""")
 
 
-@way("trace with ptrace", claim="U2", origins=("uid",), token=lambda target: f"traced {target.pids[0]}\n")
+@way("trace with ptrace", claim="U2", origins=UID, token=lambda target: f"traced {target.pids[0]}\n")
 def trace(attacker: Attacker, target: Target) -> str:
     """All targets by one program, the same for each: an interpreter is slow to start.
 
@@ -295,7 +296,7 @@ def read_secret_variable(attacker: Attacker, target: Target) -> str:
     return f"for p in {visible_pids(attacker, target)}; do cat /proc/$p/environ; done"
 
 
-@way("read a secret as root of an own user namespace", claim="S1", origins=("uid",), aims_at=lambda t: t.secrets.paths)
+@way("read a secret as root of an own user namespace", claim="S1", origins=UID, aims_at=lambda t: t.secrets.paths)
 def read_secret_in_user_namespace(attacker: Attacker, target: Target) -> str:
     paths = secret_paths(attacker, target)
     return f"for f in {paths}; do unshare --user --map-root-user head -c 1 $f > /dev/null && won; done"
@@ -317,9 +318,6 @@ def read_encrypted(attacker: Attacker, target: Target) -> str:
 
 def nix_daemon(target: Target) -> str:
     return target.nix_daemon
-
-
-UID: tuple[Origin, ...] = ("uid",)
 
 
 @way("add to the Nix store", claim="D3", origins=UID, host_only=True, aims_at=nix_daemon)

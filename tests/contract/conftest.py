@@ -291,7 +291,7 @@ BOOT = "/root/boot.json"
 
 @pytest.fixture(scope="session")
 def booted_machine(request: pytest.FixtureRequest, lab: Lab, plan: Plan) -> Iterator[Machine]:
-    """It was powered off and on; the firewall's table came late, and broken."""
+    """It was powered off and on; the unit of the firewall's table waited, and failed."""
 
     def boot_and_wait(machine: Machine) -> None:
         done = boot_in_steps(machine, plan, lambda: lab.guest.wait_agents(machine))
